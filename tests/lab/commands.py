@@ -1,0 +1,58 @@
+"""Runs the lab's external commands: each with a time limit, and with its last words when it fails."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+TAIL_LINES = 30
+
+
+class LabError(Exception):
+    """Something the lab needs could not be made or fetched; the message says what and why."""
+
+
+def tail(text: str, lines: int = TAIL_LINES) -> str:
+    """The last lines of a log, for an error message."""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout_s: float = 300,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    text_in: str | None = None,
+) -> str:
+    """Runs a command to its end and returns what it printed on stdout.
+
+    Raises:
+        LabError: the command is missing, failed, or took longer than `timeout_s`.
+    """
+    words = [str(word) for word in argv]
+    try:
+        done = subprocess.run(
+            words,
+            input=text_in,
+            stdin=subprocess.DEVNULL if text_in is None else None,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            cwd=cwd,
+            env=env,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise LabError(f"{words[0]} is not installed (python -m tests.lab tools --install)") from error
+    except subprocess.TimeoutExpired as error:
+        raise LabError(f"{' '.join(words)}: no end after {timeout_s} s") from error
+    if done.returncode != 0:
+        said = tail(done.stderr or done.stdout)
+        raise LabError(f"{' '.join(words)}: exit {done.returncode}\n{said}")
+    return done.stdout
