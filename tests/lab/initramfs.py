@@ -1,0 +1,135 @@
+"""Builds the guests' initial file systems: busybox, modules in load order, the filler, and a plan."""
+
+from __future__ import annotations
+
+import lzma
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.lab import cache
+from tests.lab.commands import LabError, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from tests.lab.kernels import UnpackedKernel
+
+GUEST_SOURCES = Path(__file__).with_name("guest")
+# crc32c_generic is what ext4 asks for by name, so no dependency mentions it; a name that is not
+# there as a file is built in
+GUEST_MODULES = ("qemu_fw_cfg", "virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
+CAPTURE_MODULES = ("virtio_pci", "virtio_blk")
+
+
+def ensure_fill() -> Path:
+    """Compiles the filler if it is not there yet or its source is newer."""
+    source = GUEST_SOURCES / "fill.c"
+    final = cache.folder("tools") / f"fill-{source.stat().st_mtime_ns}"
+
+    def compile_it(partial: Path) -> None:
+        run(["gcc", "-O2", "-static", "-Wall", "-Wextra", "-o", partial, source])
+
+    return cache.ensure(final, compile_it)
+
+
+def _module_files(kernel: UnpackedKernel) -> dict[str, Path]:
+    files = kernel.modules.rglob("*.ko*")
+    return {path.name.partition(".ko")[0].replace("-", "_"): path for path in files}
+
+
+def load_order(kernel: UnpackedKernel, wanted: Iterable[str]) -> list[Path]:
+    """Files of the wanted modules and of all they depend on, dependencies first."""
+    files = _module_files(kernel)
+    order: dict[str, Path] = {}
+
+    def add(name: str) -> None:
+        if name in order or name not in files:
+            return
+        depends = run(["modinfo", "-F", "depends", files[name]]).strip()
+        for other in filter(None, depends.split(",")):
+            add(other.replace("-", "_"))
+        order[name] = files[name]
+
+    for name in wanted:
+        add(name)
+    return list(order.values())
+
+
+def _copy_modules(kernel: UnpackedKernel, wanted: Iterable[str], tree: Path) -> None:
+    folder = tree / "modules"
+    folder.mkdir()
+    names = []
+    for path in load_order(kernel, wanted):
+        name = path.name.partition(".ko")[0] + ".ko"
+        data = path.read_bytes()
+        # busybox insmod takes no compressed module
+        (folder / name).write_bytes(lzma.decompress(data) if path.suffix == ".xz" else data)
+        names.append(name)
+    (folder / "order").write_text("".join(f"{name}\n" for name in names))
+
+
+def _copy_program(program: Path, tree: Path) -> None:
+    """Copies a dynamically linked program and the libraries that ldd shows for it."""
+    libraries = re.findall(r"(/\S+) \(0x", run(["ldd", program]))
+    for path in (program, *map(Path, libraries)):
+        target = tree / path.relative_to("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+
+
+def which(name: str) -> Path:
+    """A program on this machine's path, sbin included.
+
+    Raises:
+        LabError: it is not installed.
+    """
+    found = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin")
+    if found is None:
+        raise LabError(f"{name} is not installed (python -m tests.lab tools --install)")
+    return Path(found)
+
+
+def _pack(tree: Path, into: Path) -> None:
+    script = 'cd "$1" && find . | cpio -o -H newc --quiet > "$2"'
+    run(["sh", "-c", script, "sh", str(tree), str(into)])
+
+
+def _start_tree(tree: Path, init: str) -> None:
+    (tree / "bin").mkdir()
+    shutil.copy(which("busybox"), tree / "bin/busybox")
+    shutil.copy(GUEST_SOURCES / init, tree / "init")
+    (tree / "init").chmod(0o755)
+
+
+def build_guest(kernel: UnpackedKernel, plan: str, into: Path, extra: Mapping[str, Path]) -> None:
+    """Writes the initramfs of a guest that fills its memory by `plan` (lines for its shell).
+
+    Args:
+        kernel: whose modules go in.
+        plan: shell lines; guest/init.sh has the functions they may call.
+        into: the cpio file to write.
+        extra: more files by their path in the guest.
+    """
+    with tempfile.TemporaryDirectory(prefix="lab-initramfs-") as name:
+        tree = Path(name)
+        _start_tree(tree, "init.sh")
+        shutil.copy(ensure_fill(), tree / "bin/fill")
+        _copy_modules(kernel, GUEST_MODULES, tree)
+        (tree / "plan").write_text(plan)
+        for target, source in extra.items():
+            shutil.copy(source, tree / target)
+        if "/kexec" in plan or "kexec " in plan:
+            _copy_program(which("kexec"), tree)
+        _pack(tree, into)
+
+
+def build_capture(kernel: UnpackedKernel, into: Path) -> None:
+    """Writes the initramfs of the capture kernel, which copies /proc/vmcore to its disk."""
+    with tempfile.TemporaryDirectory(prefix="lab-capture-") as name:
+        tree = Path(name)
+        _start_tree(tree, "capture.sh")
+        _copy_modules(kernel, CAPTURE_MODULES, tree)
+        _pack(tree, into)

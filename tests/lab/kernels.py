@@ -1,0 +1,92 @@
+"""The kernels the guests run: fetched from Debian's suites, unpacked, never installed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tests.lab import cache, debs
+from tests.lab.commands import LabError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel by the number people know it by, and the suite that ships it."""
+
+    name: str
+    suite: str
+
+
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        Kernel("5.10", "bullseye"),
+        Kernel("6.1", "bookworm"),
+        Kernel("6.12", "trixie"),
+        # sid moves on; the sidecar of an image tells which release it really holds
+        Kernel("7.2", "sid"),
+    )
+}
+META_PACKAGE = "linux-image-amd64"
+
+
+@dataclass(frozen=True, slots=True)
+class UnpackedKernel:
+    """A kernel's files below the cache folder."""
+
+    release: str
+    vmlinuz: Path
+    modules: Path
+
+
+def _image_package(kernel: Kernel) -> str:
+    for name in debs.dependencies(kernel.suite, META_PACKAGE):
+        if re.fullmatch(r"linux-image-\d.*-amd64", name):
+            return name
+    raise LabError(f"{kernel.suite}: {META_PACKAGE} names no kernel image")
+
+
+def release_of(kernel: Kernel) -> str:
+    """The release that the suite has today, such as 6.1.0-50-amd64."""
+    return _image_package(kernel).removeprefix("linux-image-")
+
+
+def _unpack(kernel: Kernel, into: Path) -> None:
+    package = _image_package(kernel)
+    release = package.removeprefix("linux-image-")
+    # from 7.x the image is an empty package that depends on these two
+    parts = {f"linux-binary-{release}", f"linux-modules-{release}"}
+    split = parts & set(debs.dependencies(kernel.suite, package))
+    debs.unpack(kernel.suite, sorted(split) or [package], into)
+    (into / "release").write_text(release)
+
+
+def ensure_kernel(name: str) -> UnpackedKernel:
+    """Unpacks a kernel if it is not there yet."""
+    kernel = KERNELS[name]
+    base = cache.ensure(cache.root() / "kernels" / name, lambda partial: _unpack(kernel, partial))
+    release = (base / "release").read_text()
+    for modules in (base / "lib/modules" / release, base / "usr/lib/modules" / release):
+        for vmlinuz in (base / "boot" / f"vmlinuz-{release}", modules / "vmlinuz"):
+            if modules.is_dir() and vmlinuz.is_file():
+                return UnpackedKernel(release, vmlinuz, modules)
+    raise LabError(f"{base}: no vmlinuz or no modules of {release}")
+
+
+def _unpack_symbols(kernel: Kernel, into: Path) -> None:
+    release = ensure_kernel(kernel.name).release
+    package = f"linux-image-{release}-dbg"
+    debs.unpack_member(kernel.suite, package, f"./usr/lib/debug/boot/vmlinux-{release}", into)
+
+
+def ensure_vmlinux(name: str) -> Path:
+    """The vmlinux with debug symbols that belongs to the unpacked kernel (a download of about 1 GB)."""
+    kernel = KERNELS[name]
+    base = cache.ensure(
+        cache.root() / "symbols" / name, lambda partial: _unpack_symbols(kernel, partial)
+    )
+    return base / "usr/lib/debug/boot" / f"vmlinux-{ensure_kernel(name).release}"
