@@ -97,12 +97,25 @@ class ChunkKind(IntEnum):
     DATA = 3
 
 
+class HeadOrder(IntEnum):
+    """When a sink wants the HEAD chunk."""
+
+    FIRST = 0
+    """A stream: later bytes cannot change earlier ones, and its end record is what makes it whole.
+    """
+    BOTH = 1
+    """Random writes: first marked incomplete, so that what a crash leaves is readable and honest,
+    and again at the end."""
+    LAST = 2
+    """Parts in any order: once, when everything else is there."""
+
+
 @dataclass(slots=True)
 class Chunk:
     """Bytes for one place of the output.
 
     Chunks of one kind come in ascending offsets without gaps (two append-only cursors); only HEAD
-    may be sent twice: once marked incomplete, and once at the very end.
+    may come twice.
     """
 
     kind: ChunkKind

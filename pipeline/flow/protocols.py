@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol, TypeVar
 
 from pipeline.flow.channel import Inbox, Outbox
-from pipeline.flow.items import Receipt
+from pipeline.flow.items import HeadOrder, Receipt
 
 T_in = TypeVar("T_in")
 T_out = TypeVar("T_out")
@@ -45,8 +45,7 @@ class Sink(Protocol[T_in]):
     """Ends a flow. What it wrote gets its final name in `commit` only."""
 
     name: str
-    wants_head_last: bool
-    """True: the head is sent once, at the end (append-only parts). False: also at the start."""
+    head_order: HeadOrder
 
     async def open(self) -> None:
         """Claim the target. Refusals (exists, no directory, read-only) happen here.

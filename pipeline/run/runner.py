@@ -1,0 +1,145 @@
+"""Run stages as tasks of one group, joined by channels, and tell what happened in one error.
+
+The runner owns every channel end, names every task, and is the only place that looks into an
+exception group. Nothing is committed here: the caller commits after `run_flow` has returned, when
+no task is left that could still fail.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+
+from pipeline.errors import DumpError, InterruptedRunError, StageError, TornStreamError
+from pipeline.flow.channel import Channel
+from pipeline.flow.items import Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A source, stages, and a sink, with the channel in front of each but the source."""
+
+    source: Any
+    stages: Sequence[Any]
+    sink: Any
+    channels: Sequence[Channel[Any]]
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.stages) + 1:
+            raise ValueError(f"{len(self.stages)} stages need {len(self.stages) + 1} channels")
+
+
+async def run_flow(
+    flow: Flow, companions: Sequence[Callable[[], Awaitable[None]]] = ()
+) -> Receipt:
+    """Run `flow` to its end.
+
+    Args:
+        flow: what to run.
+        companions: tasks that live as long as the flow (progress); cancelled at its end.
+
+    Raises:
+        StageError: a stage failed; the first real failure, not those that followed from it.
+        InterruptedRunError: SIGINT or SIGTERM.
+    """
+    receipts: list[Receipt] = []
+    failures: list[StageError] = []
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_watch_signals, name="signals")
+            for companion in companions:
+                group.start_soon(companion, name="companion")
+            async with anyio.create_task_group() as stages:
+                for name, job in _jobs(flow, receipts):
+                    stages.start_soon(_guarded, name, job, failures, name=f"stage:{name}")
+            group.cancel_scope.cancel()
+    except BaseExceptionGroup as errors:
+        raise _first_cause(errors, failures) from None
+    if not receipts:
+        raise TornStreamError("the sink ended without a receipt")
+    return receipts[0]
+
+
+def _jobs(
+    flow: Flow, receipts: list[Receipt]
+) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+    channels = flow.channels
+    jobs: list[tuple[str, Callable[[], Awaitable[None]]]] = []
+
+    async def source() -> None:
+        async with channels[0].sender():
+            await flow.source.run(channels[0])
+
+    async def sink() -> None:
+        async with channels[-1].receiver():
+            receipts.append(await flow.sink.run(channels[-1]))
+
+    def between(stage: Any, before: Channel[Any], after: Channel[Any]) -> Any:
+        async def job() -> None:
+            async with before.receiver(), after.sender():
+                await stage.run(before, after)
+
+        return job
+
+    jobs.append((flow.source.name, source))
+    for stage, before, after in zip(flow.stages, channels, channels[1:], strict=False):
+        jobs.append((stage.name, between(stage, before, after)))
+    jobs.append((flow.sink.name, sink))
+    return jobs
+
+
+async def _guarded(
+    name: str, job: Callable[[], Awaitable[None]], failures: list[StageError]
+) -> None:
+    try:
+        await job()
+    except anyio.get_cancelled_exc_class():
+        raise
+    except BaseException as error:
+        cause = _leaf(error)
+        failures.append(StageError(name, cause))
+        raise failures[-1] from error
+
+
+async def _watch_signals() -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            raise InterruptedRunError(f"interrupted by {signal.Signals(number).name}")
+
+
+def _leaf(error: BaseException) -> BaseException:
+    """The first exception that is not a group; the deepest cause a stage's own group holds."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _is_echo(error: BaseException) -> bool:
+    """True for what a neighbour's failure causes: its channel broke or ended early."""
+    return isinstance(
+        error, (TornStreamError, anyio.BrokenResourceError, anyio.ClosedResourceError)
+    )
+
+
+def _first_cause(
+    errors: BaseExceptionGroup[BaseException], failures: list[StageError]
+) -> BaseException:
+    """The one error to report: an interruption, else the first failure that is no echo."""
+    interruptions, _ = errors.split(InterruptedRunError)
+    if interruptions is not None:
+        return _leaf(interruptions)
+    keyboard, _ = errors.split((KeyboardInterrupt, SystemExit))
+    if keyboard is not None:
+        return _leaf(keyboard)
+    for failure in failures:
+        if not _is_echo(failure.cause):
+            return failure
+    return failures[0] if failures else _wrapped(_leaf(errors))
+
+
+def _wrapped(error: BaseException) -> BaseException:
+    return error if isinstance(error, (DumpError, OSError)) else StageError("run", error)

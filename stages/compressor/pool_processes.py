@@ -1,0 +1,211 @@
+"""Encoding in forked worker processes that share memory slots and the image's open file.
+
+Forked, not spawned: a worker starts in 2 ms, shares the parent's interpreter and numpy pages (its
+own memory is its buffers and little more), and reads the image by itself. Jobs and answers are
+small datagrams on a socket pair per worker; the pages never pass through it::
+
+    parent -> worker   slot index, n_pages, has_input
+    worker -> parent   slot index, n_bytes, n_shared, CPU seconds, then the error's text if any
+
+Each worker holds two jobs at most, so that it never waits for the parent's next turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+from anyio.abc import TaskStatus
+
+from pipeline.errors import DumpError, WorkerDiedError
+from pipeline.flow.items import PageBatch
+from stages.compressor.encode import BatchWorker, Encoded
+from stages.compressor.pool import load_slot
+from stages.compressor.slots import Slot, SlotArena
+
+_JOB: Final = struct.Struct("<II?")
+_ANSWER: Final = struct.Struct("<IQId")
+_MAX_MESSAGE: Final = 4096
+_JOBS_EACH: Final = 2
+_PR_SET_PDEATHSIG: Final = 1
+
+
+@dataclass(slots=True)
+class _Worker:
+    pid: int
+    link: socket.socket
+    n_jobs: int = 0
+
+
+@dataclass(slots=True)
+class _Job:
+    n_pages: int
+    done: anyio.Event = field(default_factory=anyio.Event)
+    encoded: Encoded | None = None
+    error: str | None = None
+
+
+class ProcessPool:
+    """`n_workers` forked processes."""
+
+    mode = "processes"
+
+    def __init__(
+        self, make_worker: Callable[[], BatchWorker], arena: SlotArena, n_workers: int
+    ) -> None:
+        self.n_workers = n_workers
+        self._arena = arena
+        self._make_worker = make_worker
+        self._workers: list[_Worker] = []
+        self._jobs: dict[int, _Job] = {}
+        self._seconds = 0.0
+        self._freed = anyio.Event()
+
+    @property
+    def pids(self) -> list[int]:
+        return [worker.pid for worker in self._workers]
+
+    def __enter__(self) -> Self:
+        gc.collect()
+        gc.freeze()  # a collection in a child would touch, and so copy, every shared object
+        try:
+            for _ in range(self.n_workers):
+                self._workers.append(self._fork())
+        finally:
+            gc.unfreeze()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for worker in self._workers:
+            worker.link.close()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+        for worker in self._workers:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(worker.pid, 0)
+        self._workers.clear()
+
+    def _fork(self) -> _Worker:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            for other in self._workers:
+                other.link.close()
+            _work(parent, theirs, self._arena, self._make_worker)
+        theirs.close()
+        ours.setblocking(False)
+        return _Worker(pid, ours)
+
+    async def serve(self, *, task_status: TaskStatus[None]) -> None:
+        async with anyio.create_task_group() as group:
+            for worker in self._workers:
+                group.start_soon(self._take_answers, worker)
+            task_status.started()
+
+    async def _take_answers(self, worker: _Worker) -> None:
+        while True:
+            await anyio.wait_readable(worker.link)
+            with contextlib.suppress(BlockingIOError):
+                while message := worker.link.recv(_MAX_MESSAGE):
+                    self._finish(worker, message)
+                raise WorkerDiedError(self._obituary(worker))
+
+    def _finish(self, worker: _Worker, message: bytes) -> None:
+        index, n_bytes, n_shared, seconds = _ANSWER.unpack_from(message)
+        text = message[_ANSWER.size :].decode("utf-8", "replace")
+        job = self._jobs.pop(index)
+        job.error = text or None
+        job.encoded = Encoded(job.n_pages, n_bytes, n_shared)
+        self._seconds += seconds
+        worker.n_jobs -= 1
+        job.done.set()
+        self._freed.set()
+        self._freed = anyio.Event()
+
+    def _obituary(self, worker: _Worker) -> str:
+        _, status = os.waitpid(worker.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"worker process {worker.pid} died ({how})"
+
+    async def encode(self, batch: PageBatch, slot: Slot) -> Encoded:
+        worker = min(self._workers, key=lambda one: one.n_jobs)
+        while worker.n_jobs >= _JOBS_EACH:
+            await self._freed.wait()
+            worker = min(self._workers, key=lambda one: one.n_jobs)
+        worker.n_jobs += 1
+        job = self._jobs[slot.index] = _Job(batch.n_pages)
+        self._send(worker, batch, slot)
+        await job.done.wait()
+        if job.error is not None:
+            raise DumpError(job.error)
+        if job.encoded is None:
+            raise WorkerDiedError(f"worker process {worker.pid} gave no answer")
+        return job.encoded
+
+    def _send(self, worker: _Worker, batch: PageBatch, slot: Slot) -> None:
+        pages = load_slot(batch, slot)
+        if pages is not None:
+            if slot.input is None:
+                raise ValueError("the batch brought data, but the slots have no room for it")
+            slot.input[: batch.n_pages] = pages
+        try:
+            worker.link.send(_JOB.pack(slot.index, batch.n_pages, pages is not None))
+        except OSError:
+            raise WorkerDiedError(self._obituary(worker)) from None
+
+    def worker_seconds(self) -> float:
+        return self._seconds
+
+
+def _work(
+    parent: int, link: socket.socket, arena: SlotArena, make_worker: Callable[[], BatchWorker]
+) -> None:
+    """A worker's whole life; never returns to the code that forked it."""
+    code = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+        worker = make_worker()
+        while job := link.recv(_MAX_MESSAGE):
+            link.send(_answer(worker, arena, job))
+        code = 0
+    except (KeyboardInterrupt, ConnectionError):
+        pass
+    finally:
+        os._exit(code)
+
+
+def _answer(worker: BatchWorker, arena: SlotArena, job: bytes) -> bytes:
+    index, n_pages, has_input = _JOB.unpack(job)
+    slot = arena.slots[index]
+    pages = slot.input[:n_pages] if has_input and slot.input is not None else None
+    started = time.process_time()
+    try:
+        encoded = worker.run(slot, n_pages, pages)
+    except Exception as error:  # noqa: BLE001  # whatever it is, the parent must hear of it
+        text = (str(error) or type(error).__name__).encode()[: _MAX_MESSAGE - _ANSWER.size]
+        return _ANSWER.pack(index, 0, 0, time.process_time() - started) + text
+    seconds = time.process_time() - started
+    return _ANSWER.pack(index, encoded.n_bytes, encoded.n_shared, seconds)

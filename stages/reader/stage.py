@@ -1,0 +1,64 @@
+"""The reader stage: the start of the copy pass.
+
+For a local file that forked workers share, a batch is only its pfns: whoever encodes it reads the
+pages into its own cache-warm buffer (one core moves 5-7 GB/s that way, and nothing is copied
+twice). Otherwise the reader reads them here, in a thread, and the batch brings its data along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import anyio.to_thread
+import numpy as np
+
+from pipeline.flow.channel import Outbox
+from pipeline.flow.items import EndOfDump, PageBatch, Totals
+from pipeline.memory.bitmap import PageBitmap
+from stages.reader.batches import plan_batches
+from stages.reader.image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderStage:
+    """Source[PageBatch]."""
+
+    image: Image
+    kept: PageBitmap
+    batch_pages: int
+    hole_pages: int
+    """Pages of a batch that is one hole; larger, for it holds no data."""
+    read_here: bool
+    """True: batches bring their data. False: their encoder reads it."""
+    read_ahead_pages: int
+    """How far ahead of the batch that is being sent the image is told to read."""
+    name: str = "reader"
+
+    async def run(self, outbox: Outbox[PageBatch | EndOfDump]) -> None:
+        seq = n_pages = 0
+        told = 0
+        for pfns, hole in plan_batches(
+            self.image, self.kept, batch_pages=self.batch_pages, hole_pages=self.hole_pages
+        ):
+            batch = PageBatch(seq, pfns, self.image.info.page_size, hole=hole)
+            if not hole:
+                told = self._read_ahead(int(pfns[0]), told)
+                if self.read_here:
+                    await anyio.to_thread.run_sync(self._load, batch)
+            await outbox.send(batch)
+            seq += 1
+            n_pages += len(pfns)
+        await outbox.send(EndOfDump(Totals(n_pages=n_pages)))
+
+    def _load(self, batch: PageBatch) -> None:
+        pages = np.empty((batch.n_pages, batch.page_size), dtype=np.uint8)
+        batch.states = self.image.read_pages(batch.pfns, pages)
+        batch.data = memoryview(pages).cast("B")
+
+    def _read_ahead(self, pfn: int, told: int) -> int:
+        """Keep the window [pfn, pfn + read_ahead) announced, a quarter of it at a time."""
+        if not self.read_ahead_pages or pfn + self.read_ahead_pages * 3 // 4 < told:
+            return told
+        stop = pfn + self.read_ahead_pages
+        self.image.read_ahead(max(pfn, told), stop)
+        return stop

@@ -1,0 +1,158 @@
+"""The kdump writer: coded batches in, (offset, bytes) out through two append-only cursors.
+
+Pass 1 has fixed the number of pages, so every place is known but the data's end::
+
+    0            head_end        data_start
+    | head | bitmaps | descriptors | zero page | page data ...
+                       cursor 1 ->              cursor 2 ->
+
+Each batch moves both cursors. Descriptors are gathered into chunks of `descriptor_bytes`; data
+passes through as it stands in the batch's slot. When the head goes out is the sink's choice
+(`HeadOrder`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import PageCountError, TornStreamError
+from pipeline.flow.channel import Inbox, Outbox
+from pipeline.flow.items import Chunk, ChunkKind, CodedBatch, EndOfDump, HeadOrder, PageState, Totals
+from pipeline.memory.bitmap import PageBitmap
+from stages.formats.kdump import PAGE_DESC, KdumpHead, KdumpLayout
+from stages.writer.bitmaps import bitmap_chunks
+
+_MAX_LISTED_EXTENTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class KdumpWriter:
+    """Stage[CodedBatch, Chunk]."""
+
+    head: KdumpHead
+    layout: KdumpLayout
+    ram: PageBitmap
+    kept: PageBitmap
+    page_flag: int
+    """What a compressed page's descriptor carries in `flags`."""
+    zero_page: bool
+    """The data area starts with one page of zeros that every zero page's descriptor names."""
+    head_order: HeadOrder
+    missing_as_zero: bool
+    """Unreadable pages name the zero page; otherwise their descriptors stay 0 (lost)."""
+    descriptor_bytes: int
+    name: str = "writer"
+
+    async def run(
+        self, inbox: Inbox[CodedBatch | EndOfDump], outbox: Outbox[Chunk | EndOfDump]
+    ) -> None:
+        if self.head_order is not HeadOrder.LAST:
+            await outbox.send(self._head_chunk(complete=self.head_order is HeadOrder.FIRST))
+        for chunk in bitmap_chunks(self.layout, self.ram, self.kept):
+            await outbox.send(chunk)
+        cursors = _Cursors(self)
+        if self.zero_page:
+            zeros = bytes(self.layout.block_size)
+            await outbox.send(Chunk(ChunkKind.DATA, self.layout.data_start, zeros))
+        async for item in inbox:
+            if isinstance(item, EndOfDump):
+                await self._finish(cursors, item, outbox)
+                return
+            for chunk in cursors.add(item):
+                await outbox.send(chunk)
+        raise TornStreamError(f"{self.name}: the compressor stopped before its end")
+
+    async def _finish(
+        self, cursors: _Cursors, end: EndOfDump, outbox: Outbox[Chunk | EndOfDump]
+    ) -> None:
+        for chunk in cursors.flush():
+            await outbox.send(chunk)
+        totals = cursors.totals
+        if not totals.n_pages == end.totals.n_pages == self.layout.n_dumped:
+            raise PageCountError(
+                f"{self.layout.n_dumped} pages were planned, {end.totals.n_pages} were read, "
+                f"{totals.n_pages} were written"
+            )
+        lost = totals.missing_pages > 0 and not self.missing_as_zero
+        if lost or self.head_order is not HeadOrder.FIRST:
+            await outbox.send(self._head_chunk(complete=not lost))
+        await outbox.send(EndOfDump(totals))
+
+    def _head_chunk(self, *, complete: bool) -> Chunk:
+        head = self.head if complete else self.head.marked_incomplete()
+        return Chunk(ChunkKind.HEAD, 0, head.pack(self.layout))
+
+
+class _Cursors:
+    """Where the next descriptor and the next byte of data go, and the books."""
+
+    def __init__(self, writer: KdumpWriter) -> None:
+        self._writer = writer
+        layout = writer.layout
+        self._data_at = layout.data_start + (layout.block_size if writer.zero_page else 0)
+        self._desc_at = layout.descriptors_start
+        self._waiting: list[bytes] = []
+        self._n_waiting = 0
+        self._next_seq = 0
+        self.totals = Totals()
+
+    def add(self, batch: CodedBatch) -> list[Chunk]:
+        """Chunks that `batch` completes: its data, and descriptors when enough are gathered."""
+        if batch.seq != self._next_seq:
+            raise PageCountError(f"batch {batch.seq} came where {self._next_seq} was due")
+        self._next_seq += 1
+        self._waiting.append(self._descriptors(batch))
+        self._n_waiting += len(self._waiting[-1])
+        self._count(batch)
+        chunks = self.flush() if self._n_waiting >= self._writer.descriptor_bytes else []
+        n_bytes = len(batch.data)
+        if n_bytes:
+            chunks.append(Chunk(ChunkKind.DATA, self._data_at, batch.data, batch.release))
+            self._data_at += n_bytes
+        else:
+            batch.release()
+        return chunks
+
+    def _descriptors(self, batch: CodedBatch) -> bytes:
+        writer = self._writer
+        table = np.zeros(batch.n_pages, dtype=PAGE_DESC)
+        block_size = writer.layout.block_size
+        has_data = batch.states == PageState.DATA
+        table["offset"] = np.where(has_data, batch.offsets + self._data_at, 0)
+        table["size"] = np.where(has_data, batch.sizes, 0)
+        table["flags"] = np.where(has_data & batch.coded, writer.page_flag, 0)
+        zero = batch.states == PageState.ZERO
+        if writer.missing_as_zero:
+            zero = ~has_data
+        if zero.any():
+            table["offset"][zero] = writer.layout.data_start
+            table["size"][zero] = block_size
+        return table.tobytes()
+
+    def _count(self, batch: CodedBatch) -> None:
+        totals, states = self.totals, batch.states
+        n_data = int(np.count_nonzero(states == PageState.DATA))
+        n_missing = int(np.count_nonzero(states == PageState.MISSING))
+        n_coded = int(np.count_nonzero(batch.coded[states == PageState.DATA]))
+        totals.n_pages += batch.n_pages
+        totals.missing_pages += n_missing
+        totals.zero_pages += batch.n_pages - n_data - n_missing
+        totals.shared_pages += batch.n_shared
+        totals.coded_pages += n_coded
+        totals.raw_pages += n_data - n_coded
+        totals.bytes_out += len(batch.data)
+        if n_missing and len(totals.missing_extents) < _MAX_LISTED_EXTENTS:
+            pfns = batch.pfns[states == PageState.MISSING]
+            totals.missing_extents.append((int(pfns[0]), int(pfns[-1]) + 1))
+
+    def flush(self) -> list[Chunk]:
+        """The gathered descriptors as one chunk."""
+        if not self._waiting:
+            return []
+        data = b"".join(self._waiting)
+        chunk = Chunk(ChunkKind.DESCRIPTORS, self._desc_at, data)
+        self._desc_at += len(data)
+        self._waiting, self._n_waiting = [], 0
+        return [chunk]
