@@ -128,6 +128,23 @@ class Chunk:
         return len(self.data)
 
 
+@dataclass(slots=True, frozen=True)
+class Outline:
+    """What is known of the output before its first byte; the first item that a sink receives.
+
+    Attributes:
+        data_start: bytes before the page data: head, bitmaps and descriptors, sizes all known.
+        most_bytes: size of the output if no page compressed at all.
+    """
+
+    data_start: int
+    most_bytes: int
+
+    @property
+    def n_bytes(self) -> int:
+        return 0
+
+
 @dataclass(slots=True)
 class Totals:
     """What went through; the books must balance at the end of a run."""

@@ -55,7 +55,7 @@ class Sink(Protocol[T_in]):
         """
 
     async def run(self, inbox: Inbox[T_in]) -> Receipt:
-        """Write until `EndOfDump`; make it durable as the settings say.
+        """Take an `Outline`, then write chunks until `EndOfDump`; make it durable as the settings say.
 
         Raises:
             SinkError: the target failed.

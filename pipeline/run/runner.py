@@ -10,13 +10,16 @@ from __future__ import annotations
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
+from anyio.abc import TaskStatus
 
 from pipeline.errors import DumpError, InterruptedRunError, StageError, TornStreamError
 from pipeline.flow.channel import Channel
 from pipeline.flow.items import Receipt
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +36,59 @@ class Flow:
             raise ValueError(f"{len(self.stages)} stages need {len(self.stages) + 1} channels")
 
 
-async def run_flow(
-    flow: Flow, companions: Sequence[Callable[[], Awaitable[None]]] = ()
-) -> Receipt:
-    """Run `flow` to its end.
+async def run_watched(
+    job: Callable[[], Awaitable[T]], companions: Sequence[Callable[[], Awaitable[None]]] = ()
+) -> T:
+    """Run `job` to its end, with companions that live as long as it (progress, sampling).
 
-    Args:
-        flow: what to run.
-        companions: tasks that live as long as the flow (progress); cancelled at its end.
+    Raises:
+        InterruptedRunError: SIGINT or SIGTERM; `job` was cancelled and has cleaned up.
+        BaseException: what `job` raised, as it was.
+    """
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    async def main_job() -> None:
+        try:
+            results.append(await job())
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # cancels the companions
+            failures.append(error)
+        group.cancel_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as group:
+            await group.start(_watch_signals, name="signals")
+            for companion in companions:
+                group.start_soon(companion, name="companion")
+            group.start_soon(main_job, name="job")
+    except BaseExceptionGroup as errors:
+        raise _leaf(errors) from None
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+async def _watch_signals(*, task_status: TaskStatus[None]) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for number in signals:
+            raise InterruptedRunError(f"interrupted by {signal.Signals(number).name}")
+
+
+async def run_flow(flow: Flow) -> Receipt:
+    """Run `flow` to its end.
 
     Raises:
         StageError: a stage failed; the first real failure, not those that followed from it.
-        InterruptedRunError: SIGINT or SIGTERM.
     """
     receipts: list[Receipt] = []
     failures: list[StageError] = []
     try:
         async with anyio.create_task_group() as group:
-            group.start_soon(_watch_signals, name="signals")
-            for companion in companions:
-                group.start_soon(companion, name="companion")
-            async with anyio.create_task_group() as stages:
-                for name, job in _jobs(flow, receipts):
-                    stages.start_soon(_guarded, name, job, failures, name=f"stage:{name}")
-            group.cancel_scope.cancel()
+            for name, job in _jobs(flow, receipts):
+                group.start_soon(_guarded, name, job, failures, name=f"stage:{name}")
     except BaseExceptionGroup as errors:
         raise _first_cause(errors, failures) from None
     if not receipts:
@@ -64,9 +96,7 @@ async def run_flow(
     return receipts[0]
 
 
-def _jobs(
-    flow: Flow, receipts: list[Receipt]
-) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+def _jobs(flow: Flow, receipts: list[Receipt]) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
     channels = flow.channels
     jobs: list[tuple[str, Callable[[], Awaitable[None]]]] = []
 
@@ -105,12 +135,6 @@ async def _guarded(
         raise failures[-1] from error
 
 
-async def _watch_signals() -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for number in signals:
-            raise InterruptedRunError(f"interrupted by {signal.Signals(number).name}")
-
-
 def _leaf(error: BaseException) -> BaseException:
     """The first exception that is not a group; the deepest cause a stage's own group holds."""
     while isinstance(error, BaseExceptionGroup):
@@ -128,13 +152,7 @@ def _is_echo(error: BaseException) -> bool:
 def _first_cause(
     errors: BaseExceptionGroup[BaseException], failures: list[StageError]
 ) -> BaseException:
-    """The one error to report: an interruption, else the first failure that is no echo."""
-    interruptions, _ = errors.split(InterruptedRunError)
-    if interruptions is not None:
-        return _leaf(interruptions)
-    keyboard, _ = errors.split((KeyboardInterrupt, SystemExit))
-    if keyboard is not None:
-        return _leaf(keyboard)
+    """The one error to report: the first failure that is no echo of another."""
     for failure in failures:
         if not _is_echo(failure.cause):
             return failure

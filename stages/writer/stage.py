@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.errors import PageCountError, TornStreamError
 from pipeline.flow.channel import Inbox, Outbox
-from pipeline.flow.items import Chunk, ChunkKind, CodedBatch, EndOfDump, HeadOrder, PageState, Totals
+from pipeline.flow.items import Chunk, ChunkKind, CodedBatch, EndOfDump, HeadOrder, Outline, PageState, Totals
 from pipeline.memory.bitmap import PageBitmap
 from stages.formats.kdump import PAGE_DESC, KdumpHead, KdumpLayout
 from stages.writer.bitmaps import bitmap_chunks
@@ -46,8 +46,11 @@ class KdumpWriter:
     name: str = "writer"
 
     async def run(
-        self, inbox: Inbox[CodedBatch | EndOfDump], outbox: Outbox[Chunk | EndOfDump]
+        self,
+        inbox: Inbox[CodedBatch | EndOfDump],
+        outbox: Outbox[Outline | Chunk | EndOfDump],
     ) -> None:
+        await outbox.send(self._outline())
         if self.head_order is not HeadOrder.LAST:
             await outbox.send(self._head_chunk(complete=self.head_order is HeadOrder.FIRST))
         for chunk in bitmap_chunks(self.layout, self.ram, self.kept):
@@ -64,8 +67,13 @@ class KdumpWriter:
                 await outbox.send(chunk)
         raise TornStreamError(f"{self.name}: the compressor stopped before its end")
 
+    def _outline(self) -> Outline:
+        layout = self.layout
+        most_pages = layout.n_dumped + (1 if self.zero_page else 0)
+        return Outline(layout.data_start, layout.data_start + most_pages * layout.block_size)
+
     async def _finish(
-        self, cursors: _Cursors, end: EndOfDump, outbox: Outbox[Chunk | EndOfDump]
+        self, cursors: _Cursors, end: EndOfDump, outbox: Outbox[Outline | Chunk | EndOfDump]
     ) -> None:
         for chunk in cursors.flush():
             await outbox.send(chunk)

@@ -1,0 +1,188 @@
+"""Builds the stages of a run from its resolved settings: the only module that names stages.
+
+Imports are inside the functions: a command loads what it needs and no more.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from pipeline.config.request import DumpRequest
+    from pipeline.config.resolved import ImageFacts, Resolved
+    from pipeline.flow.protocols import Sink
+    from pipeline.run.runner import Flow
+    from stages.cache.pages import PageCache
+    from stages.compressor.pool import EncoderPool
+    from stages.compressor.slots import SlotArena
+    from stages.filter.stage import FilterResult
+    from stages.reader.image import Image
+    from stages.sink.partial_file import PartialFile
+    from stages.translator.kernel import Kernel
+
+_HOLE_PAGES = 65536
+"""Pages of a batch that is all hole: 1.5 MiB of descriptors, no data."""
+_MIN_SPARE_SLOTS = 2
+"""Slots beyond the workers' own: one being written, one waiting for its turn."""
+
+
+def open_source(path: str) -> Image:
+    """The memory image at `path`, by the first format that recognises it."""
+    from stages.reader.probe import open_image
+
+    return open_image(path)
+
+
+def image_facts(image: Image, request: DumpRequest) -> ImageFacts:
+    """What the resolver of `auto` has to know of source and target."""
+    from pipeline.config.resolved import ImageFacts
+
+    return ImageFacts(
+        page_size=image.info.page_size,
+        fork_safe=image.fork_safe,
+        n_pages=image.saved.n_pages,
+        max_mapnr=image.max_mapnr,
+        is_stream=request.is_stream,
+    )
+
+
+def make_cache(image: Image, resolved: Resolved) -> PageCache:
+    """The cache that every single-page read goes through; disabled, it still holds one page."""
+    from stages.cache.pages import PageCache
+
+    capacity = resolved.cache.capacity if resolved.cache.enabled else image.info.page_size
+    return PageCache(image, capacity_bytes=capacity)
+
+
+async def find_kernel(image: Image, cache: PageCache) -> Kernel | None:
+    """The kernel in `image`; None when the image carries no VMCOREINFO."""
+    if image.info.vmcoreinfo is None:
+        return None
+    from stages.translator.kernel import open_kernel
+
+    return await open_kernel(image, cache)
+
+
+async def filter_pages(
+    image: Image, kernel: Kernel | None, level: int, resolved: Resolved
+) -> FilterResult:
+    """Pass 1: which pages are kept."""
+    from stages.filter.stage import filter_image
+
+    return await filter_image(
+        image, kernel, level, window_bytes=resolved.filter.window_bytes
+    )
+
+
+def make_pool(
+    image: Image, resolved: Resolved, level: int
+) -> tuple[EncoderPool, SlotArena]:
+    """Workers and the slots they share; not started yet."""
+    from stages.compressor.encode import BatchWorker, EncodeSettings
+    from stages.compressor.slots import SlotArena
+
+    wanted = resolved.compressor
+    encode = EncodeSettings(
+        codec=wanted.codec,
+        level=wanted.level,
+        page_size=image.info.page_size,
+        capacity=wanted.batch_pages,
+        drop_zero=bool(level & 1),
+        share_identical=wanted.share_identical,
+        on_read_error=resolved.reader.on_read_error,
+    )
+
+    def make_worker() -> BatchWorker:
+        return BatchWorker(image, encode)
+
+    in_processes = wanted.mode == "processes"
+    n_slots = wanted.workers * wanted.slots_per_worker
+    arena = SlotArena(
+        max(n_slots, _MIN_SPARE_SLOTS),
+        wanted.batch_pages,
+        image.info.page_size,
+        with_input=in_processes and not image.fork_safe,
+    )
+    if in_processes:
+        from stages.compressor.pool_processes import ProcessPool
+
+        return ProcessPool(make_worker, arena, wanted.workers), arena
+    from stages.compressor.pool_local import LocalPool
+
+    return LocalPool(make_worker, wanted.workers if wanted.mode == "threads" else 0), arena
+
+
+def make_sink(request: DumpRequest, resolved: Resolved) -> Sink[object]:
+    """The sink for the request's target."""
+    if request.to_stdout:
+        from stages.sink.flattened import FlattenedSink, StdoutStream
+
+        return FlattenedSink(StdoutStream())
+    if "://" in request.target:
+        scheme = request.target.split("://", 1)[0]
+        raise UnsupportedError(f"{scheme}:// targets are not supported")
+    from stages.sink.partial_file import PartialFile
+
+    file = PartialFile(
+        request.target, overwrite=resolved.dump.overwrite, fsync=resolved.sink.fsync
+    )
+    if resolved.dump.flatten:
+        from stages.sink.flattened import FileStream, FlattenedSink
+
+        return FlattenedSink(FileStream(file))
+    return _file_sink(file, resolved)
+
+
+def _file_sink(file: PartialFile, resolved: Resolved) -> Sink[object]:
+    from stages.sink.file import FileSink, PwriteWriter
+
+    if resolved.sink.write_mode == "aiofiles":
+        from stages.sink.aio import AiofilesWriter
+
+        return FileSink(file, AiofilesWriter())
+    return FileSink(file, PwriteWriter())
+
+
+async def make_flow(
+    image: Image,
+    kernel: Kernel | None,
+    chosen: FilterResult,
+    pool: EncoderPool,
+    arena: SlotArena,
+    sink: Sink[object],
+    resolved: Resolved,
+) -> Flow:
+    """Pass 2: reader, compressor, writer and sink, with the channels between them."""
+    from pipeline.flow.channel import Channel
+    from pipeline.run.runner import Flow
+    from stages.compressor.stage import CompressorStage
+    from stages.reader.stage import ReaderStage
+    from stages.writer.plan import plan_kdump
+
+    drop_zero = bool(chosen.level & 1)
+    reader = ReaderStage(
+        image=image,
+        kept=chosen.kept,
+        batch_pages=resolved.compressor.batch_pages,
+        hole_pages=_HOLE_PAGES if drop_zero else resolved.compressor.batch_pages,
+        read_here=not image.fork_safe,
+        read_ahead_pages=resolved.reader.read_ahead // image.info.page_size,
+    )
+    compressor = CompressorStage(pool, arena, keep_holes=not drop_zero)
+    writer = await plan_kdump(
+        image,
+        kernel,
+        chosen,
+        codec=resolved.compressor.codec,
+        head_order=sink.head_order,
+        missing_as_zero=resolved.reader.on_read_error == "zero",
+        descriptor_bytes=resolved.writer.descriptor_bytes,
+    )
+    channels: list[Channel[object]] = [
+        Channel("reader", resolved.reader.channel_bytes),
+        Channel("compressor", resolved.compressor.channel_bytes),
+        Channel("writer", resolved.writer.channel_bytes),
+    ]
+    return Flow(reader, [compressor, writer], sink, channels)

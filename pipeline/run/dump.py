@@ -1,0 +1,152 @@
+"""One dump from beginning to end: settings, workers, pass 1, pass 2, commit, books, summary."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipeline.errors import EXIT_DONE, EXIT_INCOMPLETE, PageCountError
+from pipeline.flow.items import Receipt
+from pipeline.obs.counters import RunCounters
+from pipeline.obs.log import log_event
+from pipeline.obs.rss import MemorySampler
+from pipeline.run import assemble
+
+if TYPE_CHECKING:
+    from pipeline.config.layers import LoadedSettings
+    from pipeline.config.request import DumpRequest
+    from pipeline.config.resolved import Resolved
+    from pipeline.flow.protocols import Sink
+    from stages.compressor.pool import EncoderPool
+    from stages.compressor.slots import SlotArena
+    from stages.filter.stage import FilterResult
+    from stages.reader.image import Image
+
+
+@dataclass(slots=True)
+class _Run:
+    """Everything of one run that outlives a phase."""
+
+    request: DumpRequest
+    loaded: LoadedSettings
+    resolved: Resolved
+    image: Image
+    level: int
+    pool: EncoderPool
+    arena: SlotArena
+    counters: RunCounters
+    sampler: MemorySampler = field(default_factory=MemorySampler)
+    left_behind: str | None = None
+    """An incomplete but usable dump that a failed run left."""
+
+
+def run_dump(request: DumpRequest, loaded: LoadedSettings) -> int:
+    """Make a dump; returns the process's exit code.
+
+    Raises:
+        DumpError: what ended the run, when nothing usable was left.
+    """
+    from pipeline.config.auto import resolve
+    from pipeline.config.machine import read_machine
+
+    counters = RunCounters()
+    counters.begin_phase("open")
+    with closing(assemble.open_source(request.source)) as image:
+        resolved = resolve(loaded.settings, read_machine(), assemble.image_facts(image, request))
+        counters.page_size = image.info.page_size
+        level = resolved.dump.level | image.info.dump_level
+        pool, arena = assemble.make_pool(image, resolved, level)
+        run = _Run(request, loaded, resolved, image, level, pool, arena, counters)
+        with pool:  # forks, if it does, before there is any thread
+            return _run(run)
+
+
+def _run(run: _Run) -> int:
+    import anyio
+
+    try:
+        receipt = anyio.run(_watched, run)
+    except Exception as error:
+        if run.left_behind is None:
+            raise
+        _report(run, Receipt(run.left_behind, 0), complete=False)
+        log_event("dump_incomplete", "error", reason=str(error), left=run.left_behind)
+        return EXIT_INCOMPLETE
+    complete = run.counters.pages_missing == 0
+    _report(run, receipt, complete=complete)
+    return EXIT_DONE if complete else EXIT_INCOMPLETE
+
+
+async def _watched(run: _Run) -> Receipt:
+    from pipeline.obs.progress import Progress
+    from pipeline.run.runner import run_watched
+
+    async def job() -> Receipt:
+        return await _dump(run)
+
+    progress = Progress(run.counters, run.resolved.run.progress, sys.stderr)
+    return await run_watched(job, [progress.run, run.sampler.watch])
+
+
+async def _dump(run: _Run) -> Receipt:
+    sink = assemble.make_sink(run.request, run.resolved)
+    await sink.open()
+    try:
+        receipt = await _both_passes(run, sink)
+        await sink.commit()
+    except BaseException:
+        run.left_behind = await sink.abort()
+        raise
+    return receipt
+
+
+async def _both_passes(run: _Run, sink: Sink[object]) -> Receipt:
+    from pipeline.run.runner import run_flow
+
+    counters, image = run.counters, run.image
+    counters.begin_phase("filter", image.saved.n_pages)
+    cache = assemble.make_cache(image, run.resolved)
+    kernel = await assemble.find_kernel(image, cache)
+    chosen = await assemble.filter_pages(image, kernel, run.level, run.resolved, counters)
+    counters.begin_phase("copy", chosen.kept.count())
+    flow = await assemble.make_flow(
+        image, kernel, chosen, run.pool, run.arena, sink, run.resolved, counters
+    )
+    receipt = await run_flow(flow)
+    counters.end_phase()
+    counters.channels = [channel.stats for channel in flow.channels]
+    counters.add_stage_seconds("compressor", run.pool.worker_seconds())
+    counters.add_stage_seconds("sync", receipt.seconds_syncing)
+    assemble.book_cache(cache, counters)
+    _check_books(counters, chosen)
+    return receipt
+
+
+def _check_books(counters: RunCounters, chosen: FilterResult) -> None:
+    """Pages in == kept + excluded + missing; anything else is a defect, and must not be hidden."""
+    n_in = chosen.ram.count()
+    n_absent = chosen.not_saved
+    accounted = counters.pages_kept + counters.pages_excluded + n_absent
+    counters.pages_in = n_in
+    if n_in != accounted:
+        raise PageCountError(
+            f"{n_in} pages in, but {counters.pages_kept} kept + {counters.pages_excluded} excluded "
+            f"+ {n_absent} not in the image = {accounted}"
+        )
+
+
+def _report(run: _Run, receipt: Receipt, *, complete: bool) -> None:
+    from pipeline.obs.summary import Outcome, report
+
+    run.counters.end_phase()
+    outcome = Outcome(receipt.target, receipt.n_bytes, complete)
+    memory = run.sampler.peak()
+    if run.resolved.run.stats is not None:
+        from pipeline.config.show_plan import settings_in_force
+        from pipeline.obs.stats import build_stats, write_stats
+
+        settings = settings_in_force(run.resolved, run.loaded)
+        write_stats(run.resolved.run.stats, build_stats(run.counters, outcome, memory, settings))
+    report(run.counters, outcome, memory, run.resolved.run.log_format, sys.stderr)

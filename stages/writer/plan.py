@@ -1,0 +1,80 @@
+"""From the result of pass 1 to a writer: the head's contents and where everything will lie."""
+
+from __future__ import annotations
+
+from pipeline.flow.items import HeadOrder
+from stages.compressor.codecs import kdump_flag
+from stages.filter.stage import FilterResult
+from stages.formats.kdump import UTSNAME_BYTES, KdumpHead, KdumpLayout
+from stages.reader.image import Image
+from stages.translator.kernel import Kernel
+from stages.writer.stage import KdumpWriter
+
+
+async def plan_kdump(
+    image: Image,
+    kernel: Kernel | None,
+    chosen: FilterResult,
+    *,
+    codec: str,
+    head_order: HeadOrder,
+    missing_as_zero: bool,
+    descriptor_bytes: int,
+) -> KdumpWriter:
+    """A writer for the pages that pass 1 chose.
+
+    Without a kernel (no VMCOREINFO) the head says what the image itself carries, else zeros: dump
+    level 0 and 1 work on anything.
+    """
+    info = image.info
+    flag = kdump_flag(codec)
+    layout = KdumpLayout(
+        block_size=info.page_size,
+        max_mapnr=chosen.max_mapnr,
+        notes_size=len(info.notes),
+        n_dumped=chosen.kept.count(),
+        eraseinfo_size=len(info.eraseinfo),
+    )
+    head = KdumpHead(
+        utsname=await _utsname(image, kernel),
+        timestamp=_timestamp(image, kernel),
+        status=flag,
+        block_size=info.page_size,
+        max_mapnr=chosen.max_mapnr,
+        nr_cpus=info.nr_cpus,
+        phys_base=kernel.phys_base if kernel is not None else info.phys_base or 0,
+        dump_level=chosen.level,
+        notes=info.notes,
+        vmcoreinfo=_vmcoreinfo(image),
+        eraseinfo=info.eraseinfo,
+    )
+    return KdumpWriter(
+        head=head,
+        layout=layout,
+        ram=chosen.ram,
+        kept=chosen.kept,
+        page_flag=flag,
+        zero_page=bool(chosen.level & 1) or missing_as_zero,
+        head_order=head_order,
+        missing_as_zero=missing_as_zero,
+        descriptor_bytes=descriptor_bytes,
+    )
+
+
+async def _utsname(image: Image, kernel: Kernel | None) -> bytes:
+    if kernel is None:
+        return image.info.utsname or bytes(UTSNAME_BYTES)
+    return await kernel.utsname()
+
+
+def _timestamp(image: Image, kernel: Kernel | None) -> int:
+    if image.info.timestamp is not None:
+        return image.info.timestamp
+    return (kernel.info.crashtime or 0) if kernel is not None else 0
+
+
+def _vmcoreinfo(image: Image) -> tuple[int, int] | None:
+    info = image.info
+    if info.vmcoreinfo is None or info.vmcoreinfo_off is None:
+        return None
+    return info.vmcoreinfo_off, len(info.vmcoreinfo)
