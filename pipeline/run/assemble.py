@@ -5,14 +5,14 @@ Imports are inside the functions: a command loads what it needs and no more.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from pipeline.errors import UnsupportedError
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config.request import DumpRequest
     from pipeline.config.resolved import ImageFacts, Resolved
+    from pipeline.config.settings import Settings
     from pipeline.flow.protocols import Sink
+    from pipeline.obs.counters import RunCounters
     from pipeline.run.runner import Flow
     from stages.cache.pages import PageCache
     from stages.compressor.pool import EncoderPool
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOLE_PAGES = 65536
 """Pages of a batch that is all hole: 1.5 MiB of descriptors, no data."""
+_INSPECT_CACHE_BYTES = 8 << 20
 _MIN_SPARE_SLOTS = 2
 """Slots beyond the workers' own: one being written, one waiting for its turn."""
 
@@ -65,15 +66,58 @@ async def find_kernel(image: Image, cache: PageCache) -> Kernel | None:
     return await open_kernel(image, cache)
 
 
-async def filter_pages(
-    image: Image, kernel: Kernel | None, level: int, resolved: Resolved
-) -> FilterResult:
-    """Pass 1: which pages are kept."""
-    from stages.filter.stage import filter_image
+async def need_kernel(image: Image) -> Kernel:
+    """The kernel in `image`, for commands that are of no use without one.
 
-    return await filter_image(
-        image, kernel, level, window_bytes=resolved.filter.window_bytes
-    )
+    Raises:
+        MissingInfoError: no VMCOREINFO.
+    """
+    from stages.cache.pages import PageCache
+    from stages.translator.kernel import open_kernel
+
+    return await open_kernel(image, PageCache(image, capacity_bytes=_INSPECT_CACHE_BYTES))
+
+
+def inspector(name: str) -> Any:
+    """The module of `stages.inspect` that answers the command `name`."""
+    from importlib import import_module
+
+    return import_module(f"stages.inspect.{name}")
+
+
+async def filter_pages(
+    image: Image,
+    kernel: Kernel | None,
+    level: int,
+    resolved: Resolved,
+    counters: RunCounters,
+) -> FilterResult:
+    """Pass 1: which pages are kept. Its warnings are logged, its counts are booked."""
+    from pipeline.obs.log import log_event
+    from stages.filter.stage import FilterStage
+
+    watcher = _FilterWatcher(counters)
+    await FilterStage(image, kernel, level, resolved.filter.window_bytes).run(watcher)
+    chosen: FilterResult = watcher.last.result
+    for sentence in [*(kernel.warnings if kernel is not None else ()), *chosen.warnings]:
+        log_event("filter_warning", "warning", text=sentence)
+    counters.excluded = {name: n_pages for name, n_pages in chosen.counts.items() if n_pages}
+    return chosen
+
+
+class _FilterWatcher:
+    """Takes the filter's verdicts as they come; lets other tasks run between them."""
+
+    def __init__(self, counters: RunCounters) -> None:
+        self._counters = counters
+        self.last: Any = None
+
+    async def send(self, item: Any) -> None:
+        import anyio.lowlevel
+
+        self.last = item
+        self._counters.pages_done += getattr(item, "n_pages", 0)
+        await anyio.lowlevel.checkpoint()
 
 
 def make_pool(
@@ -114,15 +158,16 @@ def make_pool(
     return LocalPool(make_worker, wanted.workers if wanted.mode == "threads" else 0), arena
 
 
-def make_sink(request: DumpRequest, resolved: Resolved) -> Sink[object]:
+def make_sink(request: DumpRequest, resolved: Resolved, settings: Settings) -> Sink[Any]:
     """The sink for the request's target."""
     if request.to_stdout:
         from stages.sink.flattened import FlattenedSink, StdoutStream
 
         return FlattenedSink(StdoutStream())
     if "://" in request.target:
-        scheme = request.target.split("://", 1)[0]
-        raise UnsupportedError(f"{scheme}:// targets are not supported")
+        from stages.sink.targets import make_remote_sink
+
+        return make_remote_sink(request.target, settings)
     from stages.sink.partial_file import PartialFile
 
     file = PartialFile(
@@ -135,7 +180,7 @@ def make_sink(request: DumpRequest, resolved: Resolved) -> Sink[object]:
     return _file_sink(file, resolved)
 
 
-def _file_sink(file: PartialFile, resolved: Resolved) -> Sink[object]:
+def _file_sink(file: PartialFile, resolved: Resolved) -> Sink[Any]:
     from stages.sink.file import FileSink, PwriteWriter
 
     if resolved.sink.write_mode == "aiofiles":
@@ -151,8 +196,9 @@ async def make_flow(
     chosen: FilterResult,
     pool: EncoderPool,
     arena: SlotArena,
-    sink: Sink[object],
+    sink: Sink[Any],
     resolved: Resolved,
+    counters: RunCounters,
 ) -> Flow:
     """Pass 2: reader, compressor, writer and sink, with the channels between them."""
     from pipeline.flow.channel import Channel
@@ -179,10 +225,18 @@ async def make_flow(
         head_order=sink.head_order,
         missing_as_zero=resolved.reader.on_read_error == "zero",
         descriptor_bytes=resolved.writer.descriptor_bytes,
+        counters=counters,
     )
-    channels: list[Channel[object]] = [
+    channels: list[Channel[Any]] = [
         Channel("reader", resolved.reader.channel_bytes),
         Channel("compressor", resolved.compressor.channel_bytes),
         Channel("writer", resolved.writer.channel_bytes),
     ]
     return Flow(reader, [compressor, writer], sink, channels)
+
+
+def book_cache(cache: PageCache, counters: RunCounters) -> None:
+    """Carry the cache's statistics over to the run's."""
+    stats, counts = cache.stats, counters.cache
+    counts.hits, counts.misses = stats.hits, stats.misses
+    counts.reads, counts.bytes_read, counts.evicted = stats.reads, stats.bytes_read, stats.evicted

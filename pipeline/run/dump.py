@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_DONE, EXIT_INCOMPLETE, PageCountError
 from pipeline.flow.items import Receipt
@@ -60,10 +60,10 @@ def run_dump(request: DumpRequest, loaded: LoadedSettings) -> int:
         pool, arena = assemble.make_pool(image, resolved, level)
         run = _Run(request, loaded, resolved, image, level, pool, arena, counters)
         with pool:  # forks, if it does, before there is any thread
-            return _run(run)
+            return _guarded(run)
 
 
-def _run(run: _Run) -> int:
+def _guarded(run: _Run) -> int:
     import anyio
 
     try:
@@ -91,7 +91,7 @@ async def _watched(run: _Run) -> Receipt:
 
 
 async def _dump(run: _Run) -> Receipt:
-    sink = assemble.make_sink(run.request, run.resolved)
+    sink = assemble.make_sink(run.request, run.resolved, run.loaded.settings)
     await sink.open()
     try:
         receipt = await _both_passes(run, sink)
@@ -102,7 +102,7 @@ async def _dump(run: _Run) -> Receipt:
     return receipt
 
 
-async def _both_passes(run: _Run, sink: Sink[object]) -> Receipt:
+async def _both_passes(run: _Run, sink: Sink[Any]) -> Receipt:
     from pipeline.run.runner import run_flow
 
     counters, image = run.counters, run.image
@@ -126,14 +126,12 @@ async def _both_passes(run: _Run, sink: Sink[object]) -> Receipt:
 
 def _check_books(counters: RunCounters, chosen: FilterResult) -> None:
     """Pages in == kept + excluded + missing; anything else is a defect, and must not be hidden."""
-    n_in = chosen.ram.count()
-    n_absent = chosen.not_saved
-    accounted = counters.pages_kept + counters.pages_excluded + n_absent
-    counters.pages_in = n_in
+    n_in = counters.pages_in = chosen.ram.count()
+    accounted = counters.pages_kept + counters.pages_excluded + chosen.n_missing
     if n_in != accounted:
         raise PageCountError(
             f"{n_in} pages in, but {counters.pages_kept} kept + {counters.pages_excluded} excluded "
-            f"+ {n_absent} not in the image = {accounted}"
+            f"+ {chosen.n_missing} not in the image = {accounted}"
         )
 
 

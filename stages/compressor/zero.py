@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from pipeline.memory.addresses import BoolArray, ByteArray
 
-# Odd multipliers that spread the three sampled words over the key (golden ratio and two primes).
-_SPREAD: Final = np.array(
-    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64
-)
+# Odd multiplier that spreads sampled words over the key: 2**64 / golden ratio.
+_SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
+_SAMPLES: Final = 16
+"""Words of a page that make its key. With 3, pages of the slab collide by the thousand: their
+sampled words are zeros and list heads."""
 
 
 def zero_rows(pages: ByteArray) -> BoolArray:
@@ -38,22 +39,23 @@ def zero_rows(pages: ByteArray) -> BoolArray:
 def first_copies(pages: ByteArray, rows: NDArray[np.intp]) -> NDArray[np.intp]:
     """For each of `rows` (ascending), the first row with the same content, itself if none is.
 
-    Three sampled words make the key; pages with equal keys are compared in full, so equal means
-    equal. A batch without copies costs one sort of its keys.
+    A few sampled words make a page's key; neighbours in the order of the keys are compared in full,
+    so equal means equal. A batch without copies costs one sort of its keys.
     """
     words = pages.view(np.uint64)
-    n_words = words.shape[1]
+    step = words.shape[1] // _SAMPLES
     keys = np.zeros(len(rows), dtype=np.uint64)
-    for column, spread in zip((0, n_words // 3, n_words - 1), _SPREAD, strict=True):
-        keys += words[rows, column] * spread
+    for column in range(step // 2, words.shape[1], step):
+        keys = keys * _SPREAD + words[rows, column]
     order = np.argsort(keys, kind="stable")
-    same_key = keys[order][1:] == keys[order][:-1]
-    out = rows.copy()
-    if not same_key.any():
-        return out
-    for at in np.flatnonzero(same_key).tolist():
-        earlier, later = order[at], order[at + 1]
-        head = out[earlier]
-        if np.array_equal(words[head], words[rows[later]]):
-            out[later] = head
+    pairs = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+    if len(pairs) == 0:
+        return rows
+    same = np.zeros(len(rows), dtype=np.bool_)
+    later, earlier = rows[order[pairs + 1]], rows[order[pairs]]
+    same[pairs + 1] = (words[later] == words[earlier]).all(axis=1)
+    # Each stretch of equal pages is led by its first, the lowest row since the sort is stable.
+    leads = np.maximum.accumulate(np.where(same, 0, np.arange(len(rows))))
+    out = np.empty_like(rows)
+    out[order] = rows[order[leads]]
     return out

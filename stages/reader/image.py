@@ -68,15 +68,21 @@ class Image(Protocol):
 
     info: ImageInfo
     path: str
-    ram: ExtentSet
-    """Pages the source describes (makedumpfile's 1st bitmap): the union, overlaps count once."""
-    saved: ExtentSet
-    """Pages whose content the source holds or knows to be zero: what a dump may keep. For an ELF
-    image whose tails were filtered out, and for a kdump image, smaller than `ram`."""
     fork_safe: bool
     """True: a forked child may call `read_pages` on its copy at the same time."""
     max_mapnr: int
     """One past the highest pfn (makedumpfile rounds the highest PT_LOAD end up)."""
+
+    @property
+    def ram(self) -> ExtentSet:
+        """Pages the source describes (makedumpfile's 1st bitmap): overlaps count once."""
+
+    @property
+    def saved(self) -> ExtentSet:
+        """Pages whose content the source holds or knows to be zero: what a dump may keep.
+
+        Smaller than `ram` for an ELF image whose tails were filtered out, and for a kdump image.
+        """
 
     def read_pages(self, pfns: PfnArray, out: ByteArray) -> NDArray[np.uint8]:
         """Read whole pages into `out`, uint8[n_pages, page_size], one row a pfn.

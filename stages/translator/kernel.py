@@ -5,41 +5,153 @@ Everything that follows kernel pointers (memory model, log, utsname) goes throug
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Final
 
-from pipeline.memory.addresses import AddrArray, BoolArray
+import numpy as np
+
+from pipeline.errors import DumpError, FormatError, MissingInfoError
+from stages.arch.layout import KernelLayout
+from stages.arch.select import Arch, arch_for
+from stages.cache.pages import PageReader
 from stages.formats.vmcoreinfo import VmcoreInfo
+from stages.reader.image import Image
+from stages.translator.memory import VirtualMemory
+from stages.translator.ranges import PhysRun
+from stages.translator.space import KernelSpace, Translator
+
+__all__ = ["Kernel", "PhysRun", "Translator", "open_kernel"]
+
+UTSNAME_BYTES: Final = 390
+"""struct new_utsname: six strings of 65 bytes."""
+_STRING_BYTES: Final = 65
+_RELEASE: Final = 2
+_PROBE_TABLES: Final = 4096
+"""Tables looked into for the first page of the direct map; a sane kernel needs five."""
 
 
-class PhysRun(NamedTuple):
-    """A piece of a virtual range: `n_bytes` from `vaddr` lie at `paddr`, or nowhere (None)."""
+class Kernel(VirtualMemory):
+    """What is known of the kernel in an image; made by `open_kernel`.
 
-    vaddr: int
-    paddr: int | None
-    n_bytes: int
+    Attributes:
+        page_offset: where the direct map of physical memory starts, None when that can't be told.
+        warnings: sentences for people about what does not fit together.
+    """
 
+    def __init__(
+        self, info: VmcoreInfo, arch: Arch, layout: KernelLayout, pages: PageReader
+    ) -> None:
+        space = KernelSpace(layout.form, layout.root, pages)
+        super().__init__(space, pages, arch.byte_order)
+        self.info = info
+        self.arch = arch
+        self.layout = layout
+        self.page_offset: int | None = None
+        self.warnings: list[str] = []
 
-class Translator(Protocol):
-    """Virtual to physical, many addresses a call."""
+    @property
+    def phys_base(self) -> int:
+        """Bytes by which the kernel text was moved in physical memory; may be negative."""
+        return self.layout.phys_base
 
-    async def translate(self, vaddrs: AddrArray) -> tuple[AddrArray, BoolArray]:
-        """Physical addresses of `vaddrs` (uint64[n], any order).
+    async def utsname(self) -> bytes:
+        """The kernel's struct new_utsname, `UTSNAME_BYTES`.
 
-        Returns:
-            uint64[n] (0 where untranslatable), and bool[n]: which could be translated.
+        Raises:
+            MissingInfoError: VMCOREINFO does not say where it is.
+            FormatError: something else is there.
+            TranslationError, MissingPageError: as `read`.
         """
+        for at in self._utsname_candidates():
+            found = await self.read(at, UTSNAME_BYTES)
+            if found.startswith(b"Linux\0"):
+                return found
+        raise FormatError("kernel memory", None, "utsname.sysname", found[:8], "Linux")
 
-    async def runs(self, vaddr: int, n_bytes: int) -> list[PhysRun]:
-        """The range cut into physically contiguous runs, in ascending vaddr, without gaps."""
+    def _utsname_candidates(self) -> list[int]:
+        namespace = self.info.symbol("init_uts_ns")
+        if namespace is None:
+            return [self.info.need_symbol("system_utsname", "utsname")]
+        offset = self.info.offset("uts_namespace.name")
+        # Where the offset is not told: after a 4-byte kref, until Linux 9a56493f6942 ("uts: Use
+        # generic ns_common::count") (in v5.11) moved that away.
+        return [namespace + at for at in ((4, 0) if offset is None else (offset,))]
 
 
-class Kernel:
-    """What is known of the kernel in an image (filled in by `open_kernel`)."""
+async def open_kernel(image: Image, reader: PageReader) -> Kernel:
+    """Find the kernel's page tables in `image`, and check that they translate.
 
-    info: VmcoreInfo
-    page_size: int
-    phys_base: int
-    translator: Translator
+    Raises:
+        MissingInfoError: no VMCOREINFO, or it lacks what translation needs.
+        UnsupportedError: an architecture without a table.
+        FormatError: what VMCOREINFO says can't be true.
+    """
+    if image.info.vmcoreinfo is None:
+        raise MissingInfoError("a VMCOREINFO note", "address translation")
+    arch = arch_for(image.info.machine)
+    info = VmcoreInfo.parse(image.info.vmcoreinfo)
+    kernels = [Kernel(info, arch, layout, reader) for layout in arch.layouts(info, image.info)]
+    page_size = 1 << kernels[0].layout.form.page_bits
+    if not page_size == info.page_size == reader.page_size:
+        raise FormatError("vmcoreinfo", None, "PAGESIZE", info.page_size, f"{page_size}")
+    kernel = await _most_credible(kernels)
+    kernel.page_offset = await _find_page_offset(kernel, image)
+    return kernel
 
-    async def read(self, vaddr: int, n_bytes: int) -> bytes:
-        raise NotImplementedError
+
+async def _most_credible(kernels: list[Kernel]) -> Kernel:
+    """The first whose utsname fits VMCOREINFO, else the very first, with a warning."""
+    doubts: list[str] = []
+    for kernel in kernels:
+        doubt = await _doubt(kernel)
+        if doubt is None:
+            kernel.warnings += doubts
+            return kernel
+        doubts.append(
+            f"phys_base {kernel.phys_base:#x} from {kernel.layout.phys_base_from}: {doubt}"
+        )
+    kernels[0].warnings += doubts[:1]
+    return kernels[0]
+
+
+async def _doubt(kernel: Kernel) -> str | None:
+    """Why the translation can't be trusted, None when it finds the right utsname."""
+    try:
+        utsname = await kernel.utsname()
+    except DumpError as error:
+        return str(error)
+    release = utsname[_RELEASE * _STRING_BYTES :][:_STRING_BYTES].split(b"\0")[0]
+    wanted = kernel.info.osrelease
+    if release[:64].decode("ascii", "replace") == wanted:
+        return None
+    return f"the release in memory is {release!r}, VMCOREINFO says {wanted!r}"
+
+
+async def _find_page_offset(kernel: Kernel, image: Image) -> int | None:
+    """Start of the direct map: the first guess by which the top table is found through it."""
+    for guess in kernel.arch.page_offsets(image.info):
+        if await _maps_top_table(kernel, guess):
+            return guess
+    first = await _first_mapped(kernel)
+    return first if first is not None and await _maps_top_table(kernel, first) else None
+
+
+async def _first_mapped(kernel: Kernel) -> int | None:
+    first, last = kernel.layout.direct_map
+    runs = kernel.translator.iter_runs(first, last - first + 1, max_tables=_PROBE_TABLES)
+    try:
+        async for run in runs:
+            if run.paddr is not None:
+                return run.vaddr - run.paddr
+    except FormatError:  # tables made to keep us busy: then there is no telling
+        return None
+    return None
+
+
+async def _maps_top_table(kernel: Kernel, page_offset: int) -> bool:
+    root = kernel.layout.root
+    if not 0 <= page_offset <= (1 << 64) - 1 - root:
+        return False
+    paddrs, good = await kernel.translator.translate(
+        np.array([page_offset + root], dtype=np.uint64)
+    )
+    return bool(good[0]) and int(paddrs[0]) == root

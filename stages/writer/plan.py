@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pipeline.flow.items import HeadOrder
-from stages.compressor.codecs import kdump_flag
+from pipeline.obs.counters import RunCounters
+from stages.compressor.codecs import codec_named
 from stages.filter.stage import FilterResult
 from stages.formats.kdump import UTSNAME_BYTES, KdumpHead, KdumpLayout
 from stages.reader.image import Image
@@ -20,6 +21,7 @@ async def plan_kdump(
     head_order: HeadOrder,
     missing_as_zero: bool,
     descriptor_bytes: int,
+    counters: RunCounters,
 ) -> KdumpWriter:
     """A writer for the pages that pass 1 chose.
 
@@ -27,7 +29,7 @@ async def plan_kdump(
     level 0 and 1 work on anything.
     """
     info = image.info
-    flag = kdump_flag(codec)
+    flag = int(codec_named(codec).flag)
     layout = KdumpLayout(
         block_size=info.page_size,
         max_mapnr=chosen.max_mapnr,
@@ -58,6 +60,7 @@ async def plan_kdump(
         head_order=head_order,
         missing_as_zero=missing_as_zero,
         descriptor_bytes=descriptor_bytes,
+        counters=counters,
     )
 
 

@@ -21,6 +21,7 @@ from pipeline.errors import PageCountError, TornStreamError
 from pipeline.flow.channel import Inbox, Outbox
 from pipeline.flow.items import Chunk, ChunkKind, CodedBatch, EndOfDump, HeadOrder, Outline, PageState, Totals
 from pipeline.memory.bitmap import PageBitmap
+from pipeline.obs.counters import RunCounters
 from stages.formats.kdump import PAGE_DESC, KdumpHead, KdumpLayout
 from stages.writer.bitmaps import bitmap_chunks
 
@@ -43,6 +44,7 @@ class KdumpWriter:
     missing_as_zero: bool
     """Unreadable pages name the zero page; otherwise their descriptors stay 0 (lost)."""
     descriptor_bytes: int
+    counters: RunCounters
     name: str = "writer"
 
     async def run(
@@ -151,6 +153,11 @@ class _Cursors:
         totals.coded_pages += n_coded
         totals.raw_pages += n_data - n_coded
         totals.bytes_out += len(batch.data)
+        counters = self._writer.counters
+        counters.pages_done = counters.pages_kept = totals.n_pages
+        counters.pages_zero, counters.pages_missing = totals.zero_pages, totals.missing_pages
+        counters.pages_shared, counters.pages_raw = totals.shared_pages, totals.raw_pages
+        counters.pages_coded, counters.bytes_out = totals.coded_pages, totals.bytes_out
         if n_missing and len(totals.missing_extents) < _MAX_LISTED_EXTENTS:
             pfns = batch.pfns[states == PageState.MISSING]
             totals.missing_extents.append((int(pfns[0]), int(pfns[-1]) + 1))

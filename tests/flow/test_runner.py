@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from pipeline.errors import DumpError, InterruptedRunError, StageError, TornStreamError
 from pipeline.flow.channel import Channel, Inbox, Outbox
 from pipeline.flow.items import Chunk, ChunkKind, EndOfDump, HeadOrder, Receipt, Totals
-from pipeline.run.runner import Flow, run_flow
+from pipeline.run.runner import Flow, run_flow, run_watched
 
 Item = Chunk | EndOfDump
 
@@ -134,23 +133,36 @@ async def test_signal_ends_the_run_with_one_error() -> None:
     """SIGTERM in the middle cancels every stage and becomes InterruptedRunError."""
     stopped: list[str] = []
 
-    async def companion() -> None:
+    async def job() -> None:
         try:
-            await anyio.sleep(0.02)
-            os.kill(os.getpid(), signal.SIGTERM)
-            await anyio.sleep_forever()
+            await run_flow(flow(Numbers(10), Pass(), Collect(stalls=True)))
         finally:
-            stopped.append("companion")
+            stopped.append("job")
 
-    companions: list[Callable[[], Awaitable[None]]] = [companion]
+    async def companion() -> None:
+        await anyio.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
     with pytest.raises(InterruptedRunError, match="SIGTERM"):
-        await run_flow(flow(Numbers(10), Pass(), Collect(stalls=True)), companions)
+        await run_watched(job, [companion])
 
-    assert stopped == ["companion"]
+    assert stopped == ["job"]
 
 
-async def test_companion_is_cancelled_at_the_end() -> None:
+async def test_companions_are_cancelled_at_the_end() -> None:
     """Progress and the like never keep a finished run alive."""
-    receipt = await run_flow(flow(Numbers(1), Pass(), Collect()), [anyio.sleep_forever])
 
-    assert receipt.n_bytes == 1
+    async def job() -> int:
+        return 7
+
+    assert await run_watched(job, [anyio.sleep_forever]) == 7
+
+
+async def test_watched_job_keeps_its_own_error() -> None:
+    """What the job raises comes out as it was, not wrapped in a group."""
+
+    async def job() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        await run_watched(job, [anyio.sleep_forever])

@@ -3,7 +3,8 @@
     apt/<suite>/        a private apt root for another Debian suite
     tools/              makedumpfile and the libraries it runs with
     kernels/<name>/     an unpacked kernel image with its modules
-    symbols/<name>/     vmlinux with debug symbols
+    symbols/            vmlinux-<release>, with debug symbols
+    disks/              files that guests read
     images/<name>/      a dump, its sidecar, and the variant that makedumpfile reads
     bench/<name>/       the same, for the large ones
     logs/               serial lines of the guests

@@ -108,15 +108,26 @@ def unpack(suite: str, packages: Sequence[str], into: Path) -> None:
         cache.remove(debs)
 
 
-def unpack_member(suite: str, package: str, pattern: str, into: Path) -> None:
-    """Downloads a package and unpacks only the members whose path matches tar's wildcard `pattern`."""
-    debs = into.with_name(into.name + ".debs")
+def _extract(deb: Path, member: str, into: Path) -> Path:
+    """Unpacks one file of a package, and follows it where it is a symbolic link."""
+    # tar ends at the first match, minutes before the end of a package of debug symbols, so dpkg-deb's own
+    # exit status (a broken pipe) says nothing
+    script = 'dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --occurrence=1 "./$3"'
+    shell = ["bash", "-c", script, "bash", str(deb), str(into), member]
+    run(shell, timeout_s=DOWNLOAD_TIMEOUT_S)
+    path = into / member
+    if path.is_symlink():
+        target = os.path.normpath(path.parent / path.readlink())
+        return _extract(deb, os.path.relpath(target, into), into)
+    return path
+
+
+def unpack_file(suite: str, package: str, member: str, final: Path) -> None:
+    """Downloads a package and unpacks only the file `member` (a path without a leading slash)."""
+    debs = final.with_name(final.name + ".debs")
     cache.remove(debs)
-    into.mkdir(parents=True, exist_ok=True)
     try:
         (deb,) = download(suite, [package], debs)
-        script = 'dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --wildcards "$3"'
-        shell = ["bash", "-o", "pipefail", "-c", script, "bash", str(deb), str(into), pattern]
-        run(shell, timeout_s=DOWNLOAD_TIMEOUT_S)
+        _extract(deb, member, debs).rename(final)
     finally:
         cache.remove(debs)

@@ -104,14 +104,22 @@ def _start_tree(tree: Path, init: str) -> None:
     (tree / "init").chmod(0o755)
 
 
-def build_guest(kernel: UnpackedKernel, plan: str, into: Path, extra: Mapping[str, Path]) -> None:
+def build_guest(
+    kernel: UnpackedKernel,
+    plan: str,
+    into: Path,
+    extra: Mapping[str, Path] | None = None,
+    *,
+    crash: bool = False,
+) -> None:
     """Writes the initramfs of a guest that fills its memory by `plan` (lines for its shell).
 
     Args:
         kernel: whose modules go in.
         plan: shell lines; guest/init.sh has the functions they may call.
         into: the cpio file to write.
-        extra: more files by their path in the guest.
+        extra: more files by their name in the guest's root.
+        crash: whether the guest loads a capture kernel and crashes at the end.
     """
     with tempfile.TemporaryDirectory(prefix="lab-initramfs-") as name:
         tree = Path(name)
@@ -119,10 +127,11 @@ def build_guest(kernel: UnpackedKernel, plan: str, into: Path, extra: Mapping[st
         shutil.copy(ensure_fill(), tree / "bin/fill")
         _copy_modules(kernel, GUEST_MODULES, tree)
         (tree / "plan").write_text(plan)
-        for target, source in extra.items():
+        for target, source in (extra or {}).items():
             shutil.copy(source, tree / target)
-        if "/kexec" in plan or "kexec " in plan:
+        if crash:
             _copy_program(which("kexec"), tree)
+            shutil.copy(GUEST_SOURCES / "crash.sh", tree / "crash.sh")
         _pack(tree, into)
 
 

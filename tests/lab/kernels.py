@@ -77,16 +77,12 @@ def ensure_kernel(name: str) -> UnpackedKernel:
     raise LabError(f"{base}: no vmlinuz or no modules of {release}")
 
 
-def _unpack_symbols(kernel: Kernel, into: Path) -> None:
-    release = ensure_kernel(kernel.name).release
-    package = f"linux-image-{release}-dbg"
-    debs.unpack_member(kernel.suite, package, f"./usr/lib/debug/boot/vmlinux-{release}", into)
-
-
 def ensure_vmlinux(name: str) -> Path:
     """The vmlinux with debug symbols that belongs to the unpacked kernel (a download of about 1 GB)."""
-    kernel = KERNELS[name]
-    base = cache.ensure(
-        cache.root() / "symbols" / name, lambda partial: _unpack_symbols(kernel, partial)
-    )
-    return base / "usr/lib/debug/boot" / f"vmlinux-{ensure_kernel(name).release}"
+    release = ensure_kernel(name).release
+    member = f"usr/lib/debug/boot/vmlinux-{release}"
+
+    def unpack(partial: Path) -> None:
+        debs.unpack_file(KERNELS[name].suite, f"linux-image-{release}-dbg", member, partial)
+
+    return cache.ensure(cache.root() / "symbols" / f"vmlinux-{release}", unpack)

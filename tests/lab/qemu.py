@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 QEMU = "qemu-system-x86_64"
 QMP_TIMEOUT_S = 900  # a dump command answers when the whole file is written
+MAX_ALLOCATED_BYTES = 12 << 30  # of a file that holds a large guest's memory
+MIN_FREE_BYTES = 4 << 30
 FAILURES = re.compile(r"LAB-FAIL.*|Kernel panic - not syncing: (?!sysrq)(?!Fatal exception).*")
 
 
@@ -74,11 +76,23 @@ class Guest:
         stderr = (self._folder / "stderr").read_text(errors="replace")
         return LabError(f"{what}\n{tail(stderr)}\nend of {self._log}:\n{tail(self.log())}")
 
-    def wait_for(self, marker: str, timeout_s: float) -> None:
+    def _check_disk(self, file: Path) -> None:
+        if file.stat().st_blocks * 512 > MAX_ALLOCATED_BYTES:
+            raise self._fail(f"{file} was to stay sparse, and has grown past its limit")
+        if shutil.disk_usage(file.parent).free < MIN_FREE_BYTES:
+            raise self._fail(f"the disk of {file} is nearly full")
+
+    def wait_for(self, marker: str, timeout_s: float, grows: Path | None = None) -> None:
         """Waits until the guest prints `marker`.
 
+        Args:
+            marker: what to look for on the serial line.
+            timeout_s: how long to wait at most.
+            grows: a sparse file the guest writes to; on a full disk QEMU would die of SIGBUS, and
+                everything else on the machine would suffer.
+
         Raises:
-            LabError: QEMU ended, the guest reported a failure, or the time is up.
+            LabError: QEMU ended, the guest reported a failure, or the time or the disk is up.
         """
         deadline = time.monotonic() + timeout_s
         while marker not in (text := self.log()):
@@ -87,6 +101,8 @@ class Guest:
                 raise self._fail(f"the guest says: {failure[0]}")
             if self._process.poll() is not None and marker not in self.log():
                 raise self._fail(f"QEMU ended (exit {self._process.returncode}) before {marker}")
+            if grows is not None and grows.exists():
+                self._check_disk(grows)
             if time.monotonic() > deadline:
                 raise self._fail(f"no {marker} from the guest within {timeout_s} s")
             time.sleep(0.1)

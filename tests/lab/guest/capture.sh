@@ -11,7 +11,7 @@ while read -r module; do insmod "/modules/$module" || echo "LAB-WARN insmod $mod
 
 size=$(stat -c %s /proc/vmcore)
 echo "LAB-VMCORE $size"
-if dd if=/proc/vmcore of=/dev/vda bs=1M conv=fsync; then
+if dd if=/proc/vmcore of=/dev/vdb bs=1M conv=fsync; then
 	echo LAB-COPIED
 else
 	echo "LAB-FAIL dd"

@@ -1,7 +1,7 @@
 /*
  * fill: puts one kind of memory into the guest, so that every dump level has something to leave out.
  *
- *   fill KIND SIZE      SIZE with a suffix K, M or G
+ *   fill KIND SIZE      SIZE in bytes with a suffix K, M or G; for 'files' their number
  *
  * A kind that has to stay in memory is held by a child that sleeps for good; the parent returns once the
  * child has touched everything.  Built static on the host, because the guest has no compiler and no libc.
@@ -143,11 +143,16 @@ static void do_ksm(size_t size) /* eight different pages, over and over */
 	hint(at, size, MADV_MERGEABLE, "MADV_MERGEABLE");
 }
 
+static void on_sigbus(int number) /* from 6.12 the kernel forces the signal: ignoring it would be fatal */
+{
+	(void)number;
+}
+
 static void do_poison(size_t size) /* tells the kernel that these pages are broken; they are not touched again */
 {
 	char *at = map(size, 0);
 
-	signal(SIGBUS, SIG_IGN);
+	signal(SIGBUS, on_sigbus);
 	hint(at, size, MADV_NOHUGEPAGE, "MADV_NOHUGEPAGE");
 	for (size_t off = 0; off < size; off += PAGE)
 		fill_random((uint64_t *)(at + off));
@@ -193,6 +198,17 @@ static void do_blank(size_t size) /* pages in use that nobody has written: struc
 		die("posix_fallocate");
 }
 
+static void do_files(size_t count) /* empty files: dentries and inodes, that is slab pages */
+{
+	char path[64];
+
+	for (size_t i = 0; i < count; i++) {
+		snprintf(path, sizeof(path), "/dev/shm/%zu", i);
+		if (mknod(path, S_IFREG | 0600, 0) != 0)
+			die(path);
+	}
+}
+
 static const struct kind {
 	const char *name;
 	void (*act)(size_t);
@@ -200,6 +216,7 @@ static const struct kind {
 } kinds[] = {
 	{ "anon", do_anon, 1 }, { "thp", do_thp, 1 }, { "huge", do_huge, 1 }, { "ksm", do_ksm, 1 },
 	{ "poison", do_poison, 1 }, { "stale", do_stale, 0 }, { "tmpfs", do_tmpfs, 0 }, { "blank", do_blank, 0 },
+	{ "files", do_files, 0 },
 };
 
 static size_t parse_size(const char *word)

@@ -33,7 +33,11 @@ merge() { # let KSM find the pages of 'fill ksm'
 
 lab_fail() { echo "LAB-FAIL $*"; sleep 3600; }
 
+set -e
+trap 'lab_fail "the plan ended early"' EXIT
 . /plan
+trap - EXIT
+set +e
 
 section() { echo "LAB-BEGIN $1"; cat; echo "LAB-END $1"; }
 section release < /proc/sys/kernel/osrelease
@@ -46,5 +50,5 @@ section ps <<END
 $(for dir in /proc/[0-9]*; do printf '%s %s\n' "${dir#/proc/}" "$(cat "$dir/comm" 2>/dev/null)"; done)
 END
 echo LAB-READY
-[ -x /after ] && . /after
+[ -e /crash.sh ] && . /crash.sh
 while :; do sleep 3600; done

@@ -1,0 +1,212 @@
+"""The command line: arguments in, exit code out.
+
+Only argument parsing and exit codes live here. Everything heavy is imported by the command that
+needs it, so that ``--help`` answers at once and a capture kernel loads what it uses.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage or settings; 3 an incomplete but usable dump was left.
+Data goes to standard output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Final
+
+from pipeline.config.arguments import given_settings, make_parser
+from pipeline.errors import EXIT_DONE, DumpError, UsageError, exit_code
+from pipeline.obs.plain import one_line
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable, Sequence
+    from types import FrameType
+    from typing import NoReturn
+
+    from pipeline.config.layers import LoadedSettings
+    from pipeline.config.request import DumpRequest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; `argv` is without the program's name, that of the process when None."""
+    words = sys.argv[1:] if argv is None else argv
+    _hold_standard_files()
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+        code = _run(words)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BaseException as error:
+        if "--debug" in words:
+            _show_traceback(error)
+        return _report(error)
+    return code
+
+
+def _run(words: Sequence[str]) -> int:
+    try:
+        arguments = make_parser().parse_args(words)
+    except SystemExit as end:  # help and version are out, or the usage error is
+        return end.code if isinstance(end.code, int) else EXIT_DONE
+    if sys.stdout is None and not _writes_a_file(arguments):
+        raise UsageError("standard output is closed")
+    return _COMMANDS[arguments.command](arguments)
+
+
+def _hold_standard_files() -> None:
+    """Keep a dump from being opened as descriptor 0, 1 or 2 when one of those came closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # For reading: what is written there must fail, not vanish.
+            os.open(os.devnull, os.O_RDONLY)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names from an image may hold any byte.
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _writes_a_file(arguments: Namespace) -> bool:
+    """True when standard output is not needed."""
+    return bool(arguments.command == "dump" and arguments.target != "-")
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _report(error: BaseException) -> int:
+    """Say in one line what ended the command; the exit code for it."""
+    if isinstance(error, BrokenPipeError):
+        _drop_standard_output()
+    try:
+        sys.stderr.write(f"dumpstream: error: {one_line(_said(error))}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass  # standard error is gone; the exit code still tells
+    return exit_code(error)
+
+
+def _said(error: BaseException) -> str:
+    match error:
+        case KeyboardInterrupt():
+            return "interrupted"
+        case BrokenPipeError():
+            return "standard output was closed by its reader"
+        case DumpError():
+            return str(error)
+        case OSError(strerror=str(why), filename=str(name)):
+            return f"{name}: {why}"
+        case OSError():
+            return error.strerror or str(error) or type(error).__name__
+        case MemoryError():
+            return "out of memory; a smaller memory.budget takes less"
+        case _:
+            return f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+
+
+def _show_traceback(error: BaseException) -> None:
+    import traceback
+
+    traceback.print_exception(error)
+
+
+def _drop_standard_output() -> None:
+    """Let the interpreter flush what is left to nowhere instead of complaining at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
+def _settings(arguments: Namespace) -> LoadedSettings:
+    """All layers of settings; the log is set up by them."""
+    from pipeline.config.layers import Layer, load_settings
+    from pipeline.obs.log import configure_log
+
+    options = [Layer(each.option, {each.key: each.value}) for each in given_settings(arguments)]
+    loaded = load_settings(
+        profile=arguments.profile,
+        config_file=arguments.config,
+        environ=os.environ,
+        sets=arguments.sets,
+        options=options,
+    )
+    configure_log(loaded.settings.run.log_format, loaded.settings.run.log_level)
+    return loaded
+
+
+def _request(arguments: Namespace) -> DumpRequest:
+    from pipeline.config.request import DumpRequest
+
+    return DumpRequest(arguments.source, arguments.target, debug=arguments.debug)
+
+
+def _dump(arguments: Namespace) -> int:
+    loaded = _settings(arguments)
+    if loaded.settings.run.stats is not None:
+        from pipeline.obs.stats import check_stats_path
+
+        check_stats_path(loaded.settings.run.stats)
+    from pipeline.run import dump
+
+    return dump.run_dump(_request(arguments), loaded)
+
+
+def _plan(arguments: Namespace) -> int:
+    loaded = _settings(arguments)
+    from pipeline.run import commands
+
+    return commands.run_plan(_request(arguments), loaded, arguments.json)
+
+
+def _info(arguments: Namespace) -> int:
+    from pipeline.run import commands
+
+    return commands.run_info(arguments.source, arguments.json)
+
+
+def _verify(arguments: Namespace) -> int:
+    from pipeline.run import commands
+
+    return commands.run_verify(arguments.source, arguments.against)
+
+
+def _translate(arguments: Namespace) -> int:
+    from pipeline.run import commands
+
+    return commands.run_translate(arguments.source, arguments.vaddrs, arguments.json)
+
+
+def _dmesg(arguments: Namespace) -> int:
+    from pipeline.run import commands
+
+    return commands.run_dmesg(arguments.source)
+
+
+def _demo(arguments: Namespace) -> int:
+    from pipeline.run import commands
+
+    return commands.run_demo(arguments.keep)
+
+
+def _doctor(arguments: Namespace) -> int:
+    # Not through `assemble`: it must work where the packages that other commands need are absent.
+    from pipeline.obs.doctor import run_doctor
+
+    return run_doctor(arguments.directory, sys.stdout)
+
+
+_COMMANDS: Final[dict[str, Callable[[Namespace], int]]] = {
+    "dump": _dump,
+    "plan": _plan,
+    "info": _info,
+    "verify": _verify,
+    "translate": _translate,
+    "dmesg": _dmesg,
+    "demo": _demo,
+    "doctor": _doctor,
+}

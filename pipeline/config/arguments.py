@@ -1,0 +1,279 @@
+"""What the command line takes: commands, options, and the setting that each option stands for.
+
+Imports argparse and nothing else: ``--help`` must answer at once. Choices and bounds are repeated
+from `pipeline.config.settings` for that reason; a test compares them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+CODECS: Final = ("none", "zlib", "lzo", "snappy", "zstd")
+MAX_DUMP_LEVEL: Final = 31
+MAX_CODEC_LEVEL: Final = 22
+
+_PROLOGUE: Final = "Filtered, compressed Linux crash dumps, streamed."
+_EPILOGUE: Final = """\
+examples:
+  dumpstream dump /proc/vmcore /var/crash/vmcore
+  dumpstream dump -d 31 --compress lzo /proc/vmcore - | ssh host 'cat > vmcore.flat'
+  dumpstream info /var/crash/vmcore
+
+Data goes to standard output, everything else to standard error.
+Exit codes: 0 done; 1 failed; 2 wrong usage or settings; 3 an incomplete but usable dump was left.
+`dumpstream COMMAND --help` tells more.
+"""
+_DUMP_EPILOGUE: Final = """\
+TARGET is a path, - for standard output, or a URL (sftp:// s3:// http:// https:// tcp:// tls://).
+Standard output and other targets that take bytes in order only get the flattened form.
+A file appears under its name when it is whole; until then it is NAME.partial.
+
+printed: with TARGET - the dump to standard output; progress, log and the summary to standard error.
+
+examples:
+  dumpstream dump -d 31 /proc/vmcore /var/crash/vmcore
+  dumpstream dump --profile capture --compress zlib --stats run.json /proc/vmcore vmcore
+  dumpstream dump --set memory.budget=256MiB --set compressor.workers=8 image.elf image.kdump
+"""
+_PLAN_EPILOGUE: Final = """\
+Opens SOURCE, decides everything as `dump` would, and writes nothing to TARGET.
+
+printed: a table of settings, their origin and reason, and memory by consumer, to standard output.
+
+example:
+  dumpstream plan --profile capture /proc/vmcore /var/crash/vmcore
+"""
+_INFO_EPILOGUE: Final = """\
+printed: format, architecture, kernel release, memory model, address layout and pages by class,
+to standard output.
+
+example:
+  dumpstream info --json /var/crash/vmcore
+"""
+_VERIFY_EPILOGUE: Final = """\
+printed: what was checked and every fault found, to standard output; exit code 1 if there is any.
+
+example:
+  dumpstream verify /var/crash/vmcore --against /proc/vmcore
+"""
+_TRANSLATE_EPILOGUE: Final = """\
+VADDR is hexadecimal, with or without 0x.
+
+printed: the physical address and each step of the walk, for each VADDR, to standard output.
+
+example:
+  dumpstream translate /var/crash/vmcore ffffffff81000000
+"""
+_DMESG_EPILOGUE: Final = """\
+printed: the kernel's log, as dmesg prints it, to standard output.
+
+example:
+  dumpstream dmesg /var/crash/vmcore | tail -50
+"""
+_DEMO_EPILOGUE: Final = """\
+Makes a small image, dumps it, verifies the dump, and removes both.
+
+printed: each command with its output, to standard output.
+
+example:
+  dumpstream demo --keep
+"""
+_DOCTOR_EPILOGUE: Final = """\
+printed: one line for each check, ok, warn or fail, to standard output; exit code 1 if one fails.
+
+example:
+  dumpstream doctor --directory /var/crash
+"""
+
+
+class Given(NamedTuple):
+    """An option that was given: the setting it stands for, and what was said."""
+
+    option: str
+    key: str
+    value: str | int | bool
+
+
+# Attribute of the parsed arguments: the option as people type it, and its setting.
+_SETTING_OPTIONS: Final = {
+    "level": ("-d", "dump.level"),
+    "compress": ("--compress", "compressor.codec"),
+    "compress_level": ("--compress-level", "compressor.level"),
+    "format": ("--format", "dump.format"),
+    "flatten": ("--flatten", "dump.flatten"),
+    "force": ("-f", "dump.overwrite"),
+    "on_read_error": ("--on-read-error", "reader.on_read_error"),
+    "progress": ("--progress", "run.progress"),
+    "log_format": ("--log-format", "run.log_format"),
+    "stats": ("--stats", "run.stats"),
+}
+
+
+def given_settings(arguments: argparse.Namespace) -> Iterator[Given]:
+    """The options among `arguments` that stand for settings and were given."""
+    for name, (option, key) in _SETTING_OPTIONS.items():
+        value = getattr(arguments, name)
+        if value is not None:
+            yield Given(option, key, value)
+
+
+def dump_level(text: str) -> int:
+    """``-d``: a decimal number from 0 to 31, and nothing else around it."""
+    if not re.fullmatch("[0-9]{1,2}", text) or int(text) > MAX_DUMP_LEVEL:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {MAX_DUMP_LEVEL}")
+    return int(text)
+
+
+def codec_level(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,2}", text) or int(text) > MAX_CODEC_LEVEL:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {MAX_CODEC_LEVEL}")
+    return int(text)
+
+
+def virtual_address(text: str) -> int:
+    if not re.fullmatch("(0[xX])?[0-9a-fA-F]{1,16}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a hexadecimal address of 64 bits")
+    return int(text, 16)
+
+
+class _ShowVersion(argparse.Action):
+    """Finds the version when asked: looking it up takes longer than all the rest."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[object] | None,
+        option_string: str | None = None,
+    ) -> None:
+        from pipeline.obs.version import own_version
+
+        # Not `parser.exit(message=...)`, which writes to standard error.
+        (sys.stdout or sys.stderr).write(f"dumpstream {own_version()}\n")
+        parser.exit()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line; `command` in the result names the subcommand."""
+    parser = argparse.ArgumentParser(
+        prog="dumpstream",
+        description=_PROLOGUE,
+        epilog=_EPILOGUE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show it and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_dump(_command(commands, "dump", "make a dump", _DUMP_EPILOGUE))
+    info = _command(commands, "info", "what an image is", _INFO_EPILOGUE)
+    _add_source(info, "SOURCE", "memory image or dump")
+    _add_json(info)
+    verify = _command(commands, "verify", "check every page of a dump", _VERIFY_EPILOGUE)
+    _add_source(verify, "DUMP", "dump to check")
+    verify.add_argument("--against", metavar="SOURCE", help="image whose kept pages must be equal")
+    translate = _command(commands, "translate", "virtual to physical", _TRANSLATE_EPILOGUE)
+    _add_source(translate, "SOURCE", "memory image or dump")
+    translate.add_argument("vaddrs", metavar="VADDR", nargs="+", type=virtual_address)
+    _add_json(translate)
+    dmesg = _command(commands, "dmesg", "the kernel's log", _DMESG_EPILOGUE)
+    _add_source(dmesg, "SOURCE", "memory image or dump")
+    plan = _command(commands, "plan", "what dump would run, and why", _PLAN_EPILOGUE)
+    _add_dump(plan)
+    _add_json(plan)
+    demo = _command(commands, "demo", "see it work on a small image", _DEMO_EPILOGUE)
+    demo.add_argument("--keep", action="store_true", help="keep the files, and say where")
+    doctor = _command(commands, "doctor", "check the environment", _DOCTOR_EPILOGUE)
+    doctor.add_argument(
+        "--directory", default=".", metavar="DIR", help="where dumps would go (default: here)"
+    )
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    effect: str,
+    epilogue: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=effect,
+        description=f"{effect[0].upper()}{effect[1:]}.",
+        epilog=epilogue,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser, metavar: str, said: str) -> None:
+    parser.add_argument("source", metavar=metavar, help=said)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def _add_dump(parser: argparse.ArgumentParser) -> None:
+    _add_source(parser, "SOURCE", "memory image, such as /proc/vmcore")
+    parser.add_argument("target", metavar="TARGET", help="where the dump goes")
+    _add_content_options(parser.add_argument_group("what is dumped"))
+    _add_settings_options(parser.add_argument_group("settings"))
+    _add_report_options(parser.add_argument_group("what is reported"))
+
+
+def _add_content_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-d",
+        dest="level",
+        type=dump_level,
+        metavar="LEVEL",
+        help="pages left out, 0 to 31, a sum of: 1 zero, 2 cache, 4 private cache, 8 user, 16 free",
+    )
+    group.add_argument("--compress", choices=CODECS, help="how each page is compressed")
+    group.add_argument("--compress-level", type=codec_level, metavar="N", help="of the codec")
+    group.add_argument("--format", choices=("kdump", "elf"), help="of the dump")
+    _add_flag(group, "--flatten", help="for targets that take bytes in order only")
+    _add_flag(group, "-f", "--force", dest="force", help="replace TARGET if it exists")
+    group.add_argument(
+        "--on-read-error",
+        choices=("zero", "skip", "fail"),
+        help="pages that cannot be read: write zeros, leave them out, or give up",
+    )
+
+
+def _add_flag(group: argparse._ArgumentGroup, *names: str, **more: str) -> None:
+    """A switch that is None, not False, when absent: absent must not override a file."""
+    group.add_argument(*names, action="store_const", const=True, **more)  # type: ignore[arg-type]
+
+
+def _add_settings_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--profile", metavar="NAME", help="capture, network, throughput or default")
+    group.add_argument("--config", metavar="FILE", help="settings in TOML, above the profile")
+    group.add_argument(
+        "--set",
+        dest="sets",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one setting, such as memory.budget=64MiB; above files and DUMPSTREAM_SECTION__KEY",
+    )
+
+
+def _add_report_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--progress",
+        choices=("auto", "bar", "json", "none"),
+        help="auto is a bar at a terminal and none otherwise",
+    )
+    group.add_argument(
+        "--log-format",
+        choices=("console", "json"),
+        help="without it: lines for people at a terminal, JSON otherwise",
+    )
+    group.add_argument("--stats", metavar="FILE.json", help="one JSON object about the run")

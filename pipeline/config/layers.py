@@ -1,0 +1,173 @@
+"""Puts the layers of settings on top of each other, and remembers where each value came from.
+
+Lowest first: built-in defaults, profile, ``--config`` file, environment, ``--set``, command-line
+options. A later layer replaces single values, never whole sections. Every value is checked in its
+own layer, so an error names the file (or ``environment``, ``--set``, the option) it came from.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from pipeline.config.schema import check_value, near, sections, setting_keys, unknown
+from pipeline.config.settings import Settings
+from pipeline.errors import ConfigError
+
+BUILT_IN: Final = "built-in default"
+DEFAULT_PROFILE: Final = "default"
+_ENV_PREFIX: Final = "DUMPSTREAM_"
+_MAX_FILE_BYTES: Final = 1 << 20
+
+_PACKAGE = Path(__file__).parent
+# Beside this module in an installed package, at the top of the tree in a checkout.
+_PROFILE_FOLDERS: Final = (_PACKAGE / "profiles", _PACKAGE.parents[1] / "config")
+
+
+class Layer(NamedTuple):
+    """Values of one origin.
+
+    Attributes:
+        origin: file, ``environment``, ``--set`` or the option, for people.
+        values: by dotted key, as TOML typed them or as text.
+        typed: True where TOML knows types; False where everything is text.
+    """
+
+    origin: str
+    values: Mapping[str, object]
+    typed: bool = True
+
+
+class LoadedSettings(Struct, frozen=True):
+    """Settings in force and where each value came from."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+    def origin(self, key: str) -> str:
+        """File, ``environment``, ``--set``, option, or `BUILT_IN`; `key` as ``section.name``."""
+        return self.origins.get(key, BUILT_IN)
+
+
+def load_settings(
+    *,
+    profile: str | None = None,
+    config_file: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    sets: Iterable[str] = (),
+    options: Iterable[Layer] = (),
+) -> LoadedSettings:
+    """All layers, checked.
+
+    Args:
+        profile: name of a shipped profile; `DEFAULT_PROFILE` when None.
+        config_file: path of a TOML file.
+        environ: the process environment; ``DUMPSTREAM_SECTION__KEY`` is a setting.
+        sets: ``section.name=value`` each, later ones win.
+        options: one layer for each command-line option that stands for a setting.
+
+    Raises:
+        ConfigError: a file is missing or no TOML, a key unknown, a value of the wrong type or out
+            of bounds.
+    """
+    layers = [profile_layer(DEFAULT_PROFILE if profile is None else profile)]
+    if config_file is not None:
+        layers.append(file_layer(Path(config_file), config_file))
+    layers.extend(_environment_layers(environ or {}))
+    layers.extend(_set_layer(text) for text in sets)
+    return stack([*layers, *options])
+
+
+def stack(layers: Iterable[Layer]) -> LoadedSettings:
+    """Built-in defaults with `layers` on top, the last one uppermost.
+
+    Raises:
+        ConfigError: see `load_settings`.
+    """
+    values: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    for layer in layers:
+        for key, value in layer.values.items():
+            values[key] = check_value(layer.origin, key, value, typed=layer.typed)
+            origins[key] = layer.origin
+    tables: dict[str, dict[str, object]] = {}
+    for key, value in values.items():
+        section, name = key.split(".")
+        tables.setdefault(section, {})[name] = value
+    return LoadedSettings(msgspec.convert(tables, Settings), origins)
+
+
+def profile_names() -> list[str]:
+    """Names that ``--profile`` takes."""
+    return sorted({file.stem for folder in _PROFILE_FOLDERS for file in folder.glob("*.toml")})
+
+
+def profile_layer(name: str) -> Layer:
+    """A shipped profile.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name in profile_names():
+        folder = next(each for each in _PROFILE_FOLDERS if (each / f"{name}.toml").is_file())
+        return file_layer(folder / f"{name}.toml", f"config/{name}.toml")
+    if name == DEFAULT_PROFILE:
+        return Layer(BUILT_IN, {})  # nothing shipped beside the code, as in a zip file
+    known = profile_names()
+    problem = f"no profile {name!r}{near(name, known)}; there are {', '.join(known) or 'none'}"
+    raise ConfigError("--profile", name, problem)
+
+
+def file_layer(path: Path, shown: str) -> Layer:
+    """Values of a TOML file, called `shown` in errors and origins.
+
+    Raises:
+        ConfigError: not readable, too large for settings, or no TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_FILE_BYTES + 1)
+        if len(text) > _MAX_FILE_BYTES:
+            raise ConfigError(shown, "file", f"larger than {_MAX_FILE_BYTES} bytes")
+        tables = tomllib.loads(text.decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(shown, "file", error.strerror or str(error)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(shown, "file", f"not TOML: {error}") from error
+    return Layer(shown, dict(_flatten(shown, tables)))
+
+
+def _flatten(shown: str, tables: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    for section, table in tables.items():
+        if not isinstance(table, dict):
+            known = list(sections())
+            problem = f"not in a section{near(section, known)}; sections are {', '.join(known)}"
+            raise ConfigError(shown, section, problem)
+        if section not in sections():
+            raise ConfigError(shown, section, unknown("section", section, sections()))
+        yield from ((f"{section}.{name}", value) for name, value in table.items())
+
+
+def _environment_layers(environ: Mapping[str, str]) -> Iterator[Layer]:
+    for variable in sorted(name for name in environ if name.startswith(_ENV_PREFIX)):
+        section, found, name = variable.removeprefix(_ENV_PREFIX).lower().partition("__")
+        if found:
+            values = {f"{section}.{name}": environ[variable]}
+            yield Layer("environment", values, typed=False)
+        elif section.partition("_")[0] in sections():
+            # Meant for us, and ignoring it would be silent; DUMPSTREAM_HOME and such are not ours.
+            known = [f"{_ENV_PREFIX}{key.upper().replace('.', '__')}" for key in setting_keys()]
+            problem = f"not {_ENV_PREFIX}SECTION__KEY{near(variable, known)}"
+            raise ConfigError("environment", variable, problem)
+
+
+def _set_layer(text: str) -> Layer:
+    key, found, value = text.partition("=")
+    if not found or "." not in key:
+        raise ConfigError("--set", text, "expected section.key=value")
+    return Layer("--set", {key.strip(): value.strip()}, typed=False)

@@ -1,0 +1,33 @@
+"""What one invocation is asked to do; how it is done is in the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+STDOUT: Final = "-"
+_APPEND_ONLY: Final = ("tcp://", "tls://", "http://", "https://")
+
+
+@dataclass(frozen=True, slots=True)
+class DumpRequest:
+    """From where to where.
+
+    Attributes:
+        source: path of the memory image.
+        target: a path, ``-`` for standard output, or a URL (``sftp://``, ``s3://``, ...).
+        debug: show tracebacks; for people who work on dumpstream itself.
+    """
+
+    source: str
+    target: str
+    debug: bool = False
+
+    @property
+    def to_stdout(self) -> bool:
+        return self.target == STDOUT
+
+    @property
+    def is_stream(self) -> bool:
+        """True: bytes leave in order and are never revisited, so only the flattened form fits."""
+        return self.to_stdout or self.target.startswith(_APPEND_ONLY)

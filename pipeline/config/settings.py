@@ -1,0 +1,128 @@
+"""Every setting there is: its type, its bounds and its built-in default, one section a consumer.
+
+``auto`` is a value of its own: `pipeline.config.auto` turns it into a number from what the machine
+has. The shipped ``default.toml`` repeats these defaults with the reason beside each.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+from pipeline.memory.sizes import show_size
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+TIB = 1 << 40
+
+
+def _whole(low: int, high: int) -> Meta:
+    return Meta(ge=low, le=high, description=f"a whole number from {low} to {high}")
+
+
+def _size(low: int, high: int) -> Meta:
+    said = f"a size from {show_size(low)} to {show_size(high)} (such as 64MiB)"
+    return Meta(ge=low, le=high, description=said, extra={"size": True})
+
+
+Auto: TypeAlias = Literal["auto"]
+Workers: TypeAlias = Annotated[int, _whole(1, 256)]
+BatchPages: TypeAlias = Annotated[int, _whole(1, 65536)]
+ChannelBytes: TypeAlias = Annotated[int, _size(4 * KIB, 16 * GIB)]
+
+Codec: TypeAlias = Literal["none", "zlib", "lzo", "snappy", "zstd"]
+Mode: TypeAlias = Literal["inline", "threads", "processes"]
+ReadErrorPolicy: TypeAlias = Literal["zero", "skip", "fail"]
+WriteMode: TypeAlias = Literal["pwrite", "aiofiles"]
+ProgressMode: TypeAlias = Literal["auto", "bar", "json", "none"]
+LogFormat: TypeAlias = Literal["auto", "console", "json"]
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+
+
+class MemorySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the run may use on top of the interpreter and its libraries."""
+
+    budget: Annotated[int, _size(8 * MIB, 1 * TIB)] | Auto = "auto"
+
+
+class ReaderSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    batch_pages: BatchPages | Auto = "auto"
+    """Pages that move as one; the smaller of this and `compressor.batch_pages` counts."""
+    channel_bytes: ChannelBytes | Auto = "auto"
+    """Batches waiting for the compressor."""
+    read_ahead: Annotated[int, _size(0, 16 * GIB)] | Auto = "auto"
+    """How far ahead of the copy the kernel is told to read; its page cache, not our memory."""
+    on_read_error: ReadErrorPolicy = "zero"
+
+
+class CacheSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Page tables and small structures; bulk reads never come here."""
+
+    enabled: bool = True
+    capacity: Annotated[int, _size(64 * KIB, 64 * GIB)] | Auto = "auto"
+
+
+class FilterSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    workers: Workers | Auto = "auto"
+    channel_bytes: ChannelBytes | Auto = "auto"
+    """Struct pages read ahead of the classification."""
+    window_bytes: Annotated[int, _size(64 * KIB, 1 * GIB)] | Auto = "auto"
+    """Struct pages classified at once."""
+
+
+class CompressorSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    codec: Codec = "zstd"
+    level: Annotated[int, _whole(0, 22)] | Auto = "auto"
+    workers: Workers | Auto = "auto"
+    mode: Mode | Auto = "auto"
+    batch_pages: BatchPages | Auto = "auto"
+    channel_bytes: ChannelBytes | Auto = "auto"
+    """Encoded batches waiting for the writer."""
+    share_identical: bool = True
+    """Identical pages of a batch share their bytes."""
+
+
+class WriterSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    channel_bytes: ChannelBytes | Auto = "auto"
+    """Pieces of the output waiting for the sink."""
+    descriptor_bytes: Annotated[int, _size(4 * KIB, 64 * MIB)] | Auto = "auto"
+    """Page descriptors gathered before they are written."""
+
+
+class SinkSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    channel_bytes: ChannelBytes | Auto = "auto"
+    """Bytes the sink itself may have under way (parts, unanswered writes)."""
+    fsync: bool = True
+    write_mode: WriteMode | Auto = "auto"
+
+
+class DumpSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    level: Annotated[int, _whole(0, 31)] = 31
+    """makedumpfile's five bits: 1 zero, 2 cache, 4 cache private, 8 user, 16 free."""
+    format: Literal["kdump", "elf"] = "kdump"
+    flatten: bool = False
+    overwrite: bool = False
+
+
+class RunSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    progress: ProgressMode = "auto"
+    log_format: LogFormat = "auto"
+    log_level: LogLevel = "info"
+    stats: str | None = None
+    """Path of the JSON file that describes the run; none is written without it."""
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True):
+    """All sections; an instance without arguments is the built-in defaults."""
+
+    memory: MemorySettings = MemorySettings()
+    reader: ReaderSettings = ReaderSettings()
+    cache: CacheSettings = CacheSettings()
+    filter: FilterSettings = FilterSettings()
+    compressor: CompressorSettings = CompressorSettings()
+    writer: WriterSettings = WriterSettings()
+    sink: SinkSettings = SinkSettings()
+    dump: DumpSettings = DumpSettings()
+    run: RunSettings = RunSettings()

@@ -1,0 +1,110 @@
+"""The commands beside `dump`: open an image, ask one question, print the answer."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import EXIT_DONE, EXIT_FAILED
+from pipeline.run import assemble
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pipeline.config.layers import LoadedSettings
+    from pipeline.config.request import DumpRequest
+
+
+def run_plan(request: DumpRequest, loaded: LoadedSettings, as_json: bool) -> int:
+    """Print what a dump with these arguments would run, and why; reads only the image's head."""
+    from pipeline.config.auto import resolve
+    from pipeline.config.machine import read_machine
+    from pipeline.config.show_plan import plan_json, plan_text
+
+    with closing(assemble.open_source(request.source)) as image:
+        facts = assemble.image_facts(image, request)
+    resolved = resolve(loaded.settings, read_machine(), facts)
+    show = plan_json if as_json else plan_text
+    sys.stdout.write(show(resolved, loaded))
+    return EXIT_DONE
+
+
+def run_info(source: str, as_json: bool) -> int:
+    """Print what the image is and how its pages divide into classes."""
+    import anyio
+
+    with closing(assemble.open_source(source)) as image:
+        facts = anyio.run(assemble.inspector("info").describe, image)
+    if as_json:
+        _print_json(facts)
+    else:
+        _print_lines(assemble.inspector("info").info_lines(facts))
+    return EXIT_DONE
+
+
+def run_verify(dump: str, against: str | None) -> int:
+    """Check every page of a dump, and with `against` compare it with its source."""
+    with ExitStack() as images:
+        image = images.enter_context(closing(assemble.open_source(dump)))
+        source = None
+        if against is not None:
+            source = images.enter_context(closing(assemble.open_source(against)))
+        found = assemble.inspector("verify").verify_dump(image, source)
+    _print_lines(found.lines())
+    return EXIT_DONE if found.ok else EXIT_FAILED
+
+
+def run_translate(source: str, vaddrs: Sequence[str], as_json: bool) -> int:
+    """Print each step of the walk for each address; fails if any has no physical address."""
+    import anyio
+
+    translate = assemble.inspector("translate")
+    wanted = [translate.parse_address(text) for text in vaddrs]
+
+    async def ask() -> list[Any]:
+        kernel = await assemble.need_kernel(image)
+        return [await translate.translate(kernel, image, vaddr) for vaddr in wanted]
+
+    with closing(assemble.open_source(source)) as image:
+        found = anyio.run(ask)
+    if as_json:
+        _print_json([one.as_dict() for one in found])
+    else:
+        for one in found:
+            _print_lines(one.lines())
+    return EXIT_DONE if all(one.found for one in found) else EXIT_FAILED
+
+
+def run_dmesg(source: str) -> int:
+    """Print the kernel log as dmesg does."""
+    import anyio
+
+    async def show() -> None:
+        kernel = await assemble.need_kernel(image)
+        async for piece in assemble.inspector("dmesg").read_log(kernel):
+            sys.stdout.buffer.write(piece)
+
+    with closing(assemble.open_source(source)) as image:
+        try:
+            anyio.run(show)
+        finally:
+            sys.stdout.buffer.flush()
+    return EXIT_DONE
+
+
+def run_demo(keep: str | None) -> int:
+    """Build a small kernel-shaped image, dump it at level 31, verify the dump, show the table."""
+    return int(assemble.inspector("demo").run(keep, sys.stdout))
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+
+
+def _print_json(value: object) -> None:
+    import msgspec
+
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    sys.stdout.buffer.flush()

@@ -1,0 +1,1 @@
+"""A small synthetic vmcore, shaped like a kernel's, with known contents."""

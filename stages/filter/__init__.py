@@ -1,0 +1,1 @@
+"""Which pages a dump keeps, by dump level."""

@@ -1,0 +1,81 @@
+"""A second opinion: the kernel's own count of free pages against the pages found free.
+
+References:
+    include/linux/mmzone.h (struct zone, vm_stat), mm/vmstat.c (stat_threshold)
+
+A filter that misreads struct pages drops the wrong pages, and nothing else would show it. Zones
+count their free pages, unaccepted ones too, in vm_stat[NR_FREE_PAGES]. Every CPU may hold back a
+little of each zone's counter, so the two numbers are close, not equal.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from pipeline.errors import DumpError
+from stages.filter.kernel_words import KernelWords
+from stages.filter.memory_model import MAX_NODES
+from stages.filter.page_layout import PageLayout
+from stages.translator.kernel import Kernel
+
+_MAX_ZONES: Final = 16
+"""MAX_NR_ZONES is 3 to 6."""
+_STAT_THRESHOLD: Final = 125
+"""Pages that one CPU may hold back of one zone's counter, at most."""
+_TOLERANCE: Final = 0.02
+"""Of the larger count: memory of a machine that ran on while it was read."""
+
+
+async def check_free_count(
+    kernel: Kernel, layout: PageLayout, n_free: int, n_cpus: int
+) -> list[str]:
+    """A warning when `n_free` pages of class FREE and the zones' counters cannot both be right.
+
+    Nothing is said where the counters cannot be found: that is no reason to doubt the filter.
+    """
+    try:
+        counted = await _zone_counters(KernelWords(kernel, layout.byte_order, layout.word))
+    except DumpError:
+        return []
+    if not counted:
+        return []
+    n_counted = sum(counted)
+    held_back = _STAT_THRESHOLD * max(n_cpus, 1) * len(counted)
+    if abs(n_counted - n_free) <= held_back + _TOLERANCE * max(n_counted, n_free):
+        return []
+    warning = (
+        f"struct pages say that {n_free} pages are free, the kernel's own counters say "
+        f"{n_counted}: one of them is wrong, so pages may be missing from the dump"
+    )
+    return [warning]
+
+
+async def _zone_counters(words: KernelWords) -> list[int]:
+    """vm_stat[NR_FREE_PAGES] of every zone that has ever been set up."""
+    info = words.kernel.info
+    what = "the check of free pages"
+    zones_off = info.need_offset("pglist_data.node_zones", what)
+    count_off = info.need_offset("pglist_data.nr_zones", what)
+    size = info.need_size("zone", what)
+    stat_off = info.need_offset("zone.vm_stat", what)
+    stat_off += info.need_number("NR_FREE_PAGES", what) * words.word
+    out: list[int] = []
+    for node in await _nodes(words):
+        raw = await words.kernel.read(node + count_off, 4)
+        n_zones = int(np.frombuffer(raw, dtype=f"{words.byte_order}u4")[0])
+        for index in range(min(n_zones, _MAX_ZONES)):
+            value = (await words.read(node + zones_off + index * size + stat_off, 1)).astype(int)
+            # A counter that CPUs still hold parts of may be below zero.
+            out.append(max(int(value[0]), 0))
+    return out
+
+
+async def _nodes(words: KernelWords) -> list[int]:
+    info = words.kernel.info
+    symbol, length = info.symbol("node_data"), info.length("node_data")
+    if symbol is not None and length is not None and 1 <= length <= MAX_NODES:
+        return sorted({int(node) for node in await words.read(symbol, length) if node})
+    single = info.symbol("contig_page_data")
+    return [] if single is None else [single]

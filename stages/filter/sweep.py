@@ -1,0 +1,159 @@
+"""Pass 1: every struct page of the saved pages, in ascending order, block of the bitmap by block.
+
+Windows are located by the translator in groups, scanned in a thread, and resolved here in order,
+because a run (a buddy block, a gigantic page) can reach into the windows that follow.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import anyio.to_thread
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.memory.addresses import BoolArray
+from pipeline.memory.bitmap import BLOCK_PAGES, PageBitmap
+from stages.filter.levels import EXCLUDED_CLASSES, DumpLevel, PageClass
+from stages.filter.page_layout import PageLayout
+from stages.filter.prepare import FilterPlan
+from stages.filter.runs import NO_CARRY, Carry, resolve_runs
+from stages.filter.scan import ScannedWindow, WindowScanner
+from stages.filter.windows import (
+    LocatedWindow,
+    Window,
+    chunk_pages,
+    locate_windows,
+    plan_windows,
+    window_pages,
+)
+from stages.reader.image import Image
+from stages.translator.kernel import Kernel
+
+
+@dataclass(slots=True)
+class SectionVerdict:
+    """What becomes of the pages of one block of the page bitmap.
+
+    Attributes:
+        index: of the block; its first pfn is `index * BLOCK_PAGES`.
+        kept: bool[BLOCK_PAGES], pages that the dump will have.
+        counts: int64[len(PageClass)], pages left out, by class.
+        n_unknown: saved pages that are kept because their struct page could not be read.
+        n_without: saved pages that are kept because they have no struct page.
+        n_bad_orders: buddy pages whose order cannot be; kept.
+    """
+
+    index: int
+    kept: BoolArray
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(PageClass), np.int64))
+    n_unknown: int = 0
+    n_without: int = 0
+    n_bad_orders: int = 0
+
+    @property
+    def n_bytes(self) -> int:
+        return self.kept.nbytes + self.counts.nbytes
+
+
+async def sweep(
+    image: Image, kernel: Kernel | None, plan: FilterPlan, saved: PageBitmap, *, window_bytes: int
+) -> AsyncIterator[SectionVerdict]:
+    """Verdicts for all blocks that have any page of `saved`, ascending.
+
+    Args:
+        image: read in a worker thread, while the caller awaits.
+        kernel: None only with a plan that looks at no struct pages.
+        plan: from `prepare_filter`.
+        saved: the image's saved pages below `plan.max_mapnr`.
+        window_bytes: struct pages that are read and classified at a time.
+    """
+    if plan.layout is None or kernel is None:
+        for index in _busy_blocks(saved, 0, saved.n_blocks):
+            yield _untouched(saved, index)
+        return
+    verdict: SectionVerdict | None = None
+    next_index = 0
+    carry = NO_CARRY
+    async for window, scanned in _scanned(image, kernel, plan, plan.layout, saved, window_bytes):
+        index = window.first_pfn // BLOCK_PAGES
+        if verdict is None or index != verdict.index:
+            if verdict is not None:
+                yield verdict
+            for before in _busy_blocks(saved, next_index, index):
+                yield _untouched(saved, before)
+            verdict = _untouched(saved, index)
+            next_index = index + 1
+        carry = _apply(verdict, window, scanned, carry)
+    if verdict is not None:
+        yield verdict
+    for index in _busy_blocks(saved, next_index, saved.n_blocks):
+        yield _untouched(saved, index)
+
+
+def _busy_blocks(saved: PageBitmap, start: int, stop: int) -> Iterator[int]:
+    return (index for index in range(start, stop) if saved.block_count(index))
+
+
+def _untouched(saved: PageBitmap, index: int) -> SectionVerdict:
+    return SectionVerdict(index, saved.block(index), n_without=saved.block_count(index))
+
+
+def _apply(verdict: SectionVerdict, window: Window, scanned: ScannedWindow, carry: Carry) -> Carry:
+    """Book one window of the verdict's block."""
+    start = window.first_pfn - verdict.index * BLOCK_PAGES
+    kept = verdict.kept[start : start + window.n_pages]
+    n_present = int(np.count_nonzero(kept))
+    verdict.n_without -= n_present
+    if scanned.codes is None:
+        kept[:] = False
+        verdict.counts[PageClass.FREE] += n_present
+        return carry
+    classes, carry = resolve_runs(scanned.codes, window.first_pfn, kept, carry)
+    kept &= classes == PageClass.KEPT
+    if np.count_nonzero(kept) < n_present:
+        for page_class in EXCLUDED_CLASSES:
+            verdict.counts[page_class] += np.count_nonzero(classes == page_class)
+    if scanned.unknown is not None:
+        verdict.n_unknown += int(np.count_nonzero(kept & scanned.unknown))
+    verdict.n_bad_orders += scanned.codes.n_bad_orders
+    return carry
+
+
+async def _scanned(
+    image: Image,
+    kernel: Kernel,
+    plan: FilterPlan,
+    layout: PageLayout,
+    saved: PageBitmap,
+    window_bytes: int,
+) -> AsyncIterator[tuple[Window, ScannedWindow]]:
+    n_pages = window_pages(layout, window_bytes)
+    scanner = WindowScanner(image, layout, plan.level, n_pages=n_pages)
+    windows = plan_windows(plan.model, saved, layout, n_pages)
+    while group := list(itertools.islice(windows, scanner.group_windows)):
+        located = await _locate(kernel, plan.level, layout, saved, group)
+        found = await anyio.to_thread.run_sync(scanner.scan, located)
+        for pair in zip(group, found, strict=True):
+            yield pair
+
+
+async def _locate(
+    kernel: Kernel, level: int, layout: PageLayout, saved: PageBitmap, windows: Sequence[Window]
+) -> list[LocatedWindow]:
+    memmaps = await locate_windows(kernel.translator, windows, layout, kernel.page_size)
+    chunk = chunk_pages(layout, kernel.page_size) if level & DumpLevel.FREE else 0
+    out: list[LocatedWindow] = []
+    for window, (offset, pfns) in zip(windows, memmaps, strict=True):
+        aligned = chunk and not (offset or window.first_pfn % chunk or window.n_pages % chunk)
+        probes = _heads_present(saved, window, chunk) if aligned else None
+        out.append(LocatedWindow(window.first_pfn, window.n_pages, offset, pfns, probes))
+    return out
+
+
+def _heads_present(saved: PageBitmap, window: Window, chunk: int) -> BoolArray:
+    """bool[n_chunks]: a head that the image lacks tells nothing, as in the page by page rules."""
+    index, start = divmod(window.first_pfn, BLOCK_PAGES)
+    return saved.block(index)[start : start + window.n_pages : chunk]

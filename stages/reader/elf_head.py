@@ -1,0 +1,124 @@
+"""Read what an ELF core says about itself: its headers, and its notes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pipeline.errors import FormatError, TruncatedError
+from stages.formats.elf import (
+    EF_INCOMPLETE,
+    PN_XNUM,
+    PT_LOAD,
+    PT_NOTE,
+    ElfForm,
+    ElfHeader,
+    ProgramHeader,
+    SectionHeader,
+    check_header,
+    identify,
+    machine_name,
+    parse_program_headers,
+)
+from stages.formats.notes import NoteFacts, summarize_notes
+from stages.formats.vmcoreinfo import VmcoreInfo
+from stages.reader.elf_map import NO_OFFSET
+from stages.reader.file_io import ImageFile
+from stages.reader.image import ImageInfo, LoadSegment
+
+DEFAULT_PAGE_SIZE: Final = 4096
+MAX_TABLE_BYTES: Final = 64 << 20
+"""A million program headers; makedumpfile's ELF dumps have one for each gap of 1 MiB or more."""
+MAX_NOTE_BYTES: Final = 64 << 20
+"""8192 CPUs need 12 MiB; drivers may add dumps of their devices."""
+MAX_NOTE_SEGMENTS: Final = 64
+
+
+def read_elf_head(file: ImageFile) -> ImageInfo:
+    """Everything but the pages.
+
+    Raises:
+        FormatError: a header has an impossible value.
+        TruncatedError: the file ends inside its headers.
+        UnsupportedError: an ELF file, but not a core file.
+        OSError: the device failed.
+    """
+    head = file.read(0, 64)
+    form = identify(head.ljust(16, b"\0"))
+    if len(head) < form.ehdr.size:
+        raise TruncatedError("elf", 0, "ELF header", form.ehdr.size, len(head))
+    header = ElfHeader.parse(head, form)
+    check_header(header, form)
+    headers = _read_program_headers(file, header, form)
+    facts, notes, problem = _read_notes(file, headers, form)
+    if header.e_flags & EF_INCOMPLETE:
+        problem = problem or "marked incomplete by makedumpfile"
+    return ImageInfo(
+        form="elf",
+        machine=machine_name(header.e_machine, form),
+        page_size=page_size_of(facts.vmcoreinfo) or DEFAULT_PAGE_SIZE,
+        notes=notes,
+        vmcoreinfo=facts.vmcoreinfo,
+        vmcoreinfo_off=facts.vmcoreinfo_off,
+        nr_cpus=facts.nr_cpus,
+        loads=[_load(phdr, form) for phdr in headers if phdr.p_type == PT_LOAD],
+        made_by="qemu" if facts.has_qemu else None,
+        eraseinfo=facts.eraseinfo,
+        incomplete=file.incomplete or problem,
+    )
+
+
+def page_size_of(vmcoreinfo: bytes | None) -> int | None:
+    """PAGESIZE as the kernel states it; None without VMCOREINFO, or when it makes no sense."""
+    if vmcoreinfo is None:
+        return None
+    try:
+        return VmcoreInfo.parse(vmcoreinfo).page_size
+    except FormatError:
+        return None
+
+
+def _load(phdr: ProgramHeader, form: ElfForm) -> LoadSegment:
+    return LoadSegment(
+        paddr=None if phdr.p_paddr == form.ones else phdr.p_paddr,
+        vaddr=phdr.p_vaddr,
+        mem_size=phdr.p_memsz,
+        file_off=NO_OFFSET if phdr.p_offset == form.ones else phdr.p_offset,
+        file_size=phdr.p_filesz,
+    )
+
+
+def _read_program_headers(file: ImageFile, header: ElfHeader, form: ElfForm) -> list[ProgramHeader]:
+    n_headers = header.e_phnum
+    if n_headers == PN_XNUM:
+        raw = file.read(header.e_shoff, form.shdr.size)
+        if len(raw) < form.shdr.size:
+            end = header.e_shoff + len(raw)
+            raise TruncatedError("elf", header.e_shoff, "section header 0", form.shdr.size, end)
+        n_headers = SectionHeader.parse(raw, form).sh_info
+    size, start = header.e_phentsize, header.e_phoff
+    if n_headers * size > MAX_TABLE_BYTES:
+        wanted = f"at most {MAX_TABLE_BYTES // size}"
+        raise FormatError("elf", None, "number of program headers", n_headers, wanted)
+    table = file.read(start, n_headers * size)
+    return parse_program_headers(table, n_headers, size, form, file_off=start)
+
+
+def _read_notes(
+    file: ImageFile, headers: list[ProgramHeader], form: ElfForm
+) -> tuple[NoteFacts, bytes, str | None]:
+    """What all PT_NOTEs say, the bytes of the first, and what is wrong with them, if anything."""
+    facts = NoteFacts()
+    first: bytes | None = None
+    problem: str | None = None
+    n_left = MAX_NOTE_BYTES
+    for phdr in [phdr for phdr in headers if phdr.p_type == PT_NOTE][:MAX_NOTE_SEGMENTS]:
+        blob = file.read(phdr.p_offset, min(phdr.p_filesz, n_left))
+        n_left -= len(blob)
+        if len(blob) < phdr.p_filesz:
+            problem = f"{len(blob)} of {phdr.p_filesz} bytes of notes are there"
+        found = summarize_notes(blob, form.order)
+        if first is None:
+            facts, first = found, blob
+        else:
+            facts.absorb(found)
+    return facts, first or b"", problem

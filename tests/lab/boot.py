@@ -1,0 +1,125 @@
+"""QEMU's command lines for the lab's guests, and the three ways of taking a dump from one."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.lab import cache, elfhead, initramfs
+from tests.lab.catalog import GIB, Image, Method
+from tests.lab.commands import LabError, run
+from tests.lab.disk import MIB, ensure_disk
+from tests.lab.elfhead import PT_LOAD, PT_NOTE, ProgramHeader
+from tests.lab.qemu import Guest
+
+if TYPE_CHECKING:
+    from tests.lab.kernels import UnpackedKernel
+
+READY = "LAB-READY"
+KEXEC_TIMEOUT_S = 300
+CRASHKERNEL = "192M"
+HEADER_ROOM = MIB  # in front of a sparse image's memory: headers and notes
+LOW_RAM_MAX = 3 * GIB * MIB  # QEMU's pc machine: a larger guest's RAM goes on at 4 GiB
+HIGH_RAM_START = 4 * GIB * MIB
+VGA_HOLE = (0xA0000, 0xC0000)  # never RAM on a PC
+
+
+def serial_log(image: Image) -> Path:
+    """Where the guest's serial line is kept, also after a failure."""
+    return cache.folder("logs") / f"{image.name}.log"
+
+
+def _machine(image: Image, kernel: UnpackedKernel, initrd: Path, *append: str) -> list[str]:
+    cpu = "max" if image.paging_levels == 5 else "max,la57=off"
+    return [
+        *("-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2", "-m", f"{image.memory_mib}M"),
+        *("-net", "none", "-no-reboot", "-device", "vmcoreinfo"),
+        *("-kernel", str(kernel.vmlinuz), "-initrd", str(initrd)),
+        *("-append", " ".join(("console=ttyS0 loglevel=4 panic=-1", image.append, *append))),
+        *("-drive", f"file={ensure_disk(image.disk_mib)},if=virtio,format=raw,readonly=on"),
+    ]
+
+
+def _take_from_running(image: Image, kernel: UnpackedKernel, scratch: Path, dump: Path) -> None:
+    """Way 1: QEMU writes the dump of a guest that does not notice."""
+    initrd = scratch / "initrd"
+    initramfs.build_guest(kernel, image.plan, initrd)
+    with Guest(_machine(image, kernel, initrd), serial_log(image)) as guest:
+        guest.wait_for(READY, image.timeout_s)
+        guest.qmp("stop")
+        guest.qmp("dump-guest-memory", paging=False, protocol=f"file:{dump}")
+    if image.normalised:
+        elfhead.normalise(dump)
+
+
+def _take_by_kexec(image: Image, kernel: UnpackedKernel, scratch: Path, dump: Path) -> None:
+    """Way 2: the guest crashes, and its capture kernel copies /proc/vmcore to a second disk."""
+    initrd, capture = scratch / "initrd", scratch / "capture"
+    initramfs.build_capture(kernel, capture)
+    initramfs.build_guest(
+        kernel, image.plan, initrd, {"vmlinuz": kernel.vmlinuz, "capture": capture}, crash=True
+    )
+    with dump.open("wb") as file:
+        file.truncate((image.memory_mib + 64) * MIB)
+    argv = _machine(image, kernel, initrd, f"crashkernel={CRASHKERNEL}")
+    argv += ["-drive", f"file={dump},if=virtio,format=raw,cache=unsafe"]
+    with Guest(argv, serial_log(image)) as guest:
+        guest.wait_for(READY, image.timeout_s)
+        guest.wait_for("LAB-COPIED", KEXEC_TIMEOUT_S)
+        guest.wait_end(60)
+        size = re.search(r"LAB-VMCORE (\d+)", guest.log())
+    if size is None:
+        raise LabError(f"{image.name}: the capture kernel did not tell the size of /proc/vmcore")
+    os.truncate(dump, int(size[1]))
+
+
+def ram_headers(memory_bytes: int, note: bytes) -> list[ProgramHeader]:
+    """Program headers of a sparse image: the note behind the headers, RAM from `HEADER_ROOM` on."""
+    low = min(memory_bytes, LOW_RAM_MAX)
+    ranges = [(0, VGA_HOLE[0], 0), (VGA_HOLE[1], low, VGA_HOLE[1])]
+    if memory_bytes > low:
+        ranges.append((HIGH_RAM_START, HIGH_RAM_START + memory_bytes - low, low))
+    loads = [
+        ProgramHeader(PT_LOAD, 0, HEADER_ROOM + off, 0, start, stop - start, stop - start, 0)
+        for start, stop, off in ranges
+    ]
+    note_off = len(elfhead.pack_headers(loads)) + elfhead.PROGRAM_HEADER_SIZE
+    return [ProgramHeader(PT_NOTE, 0, note_off, 0, 0, len(note), len(note), 0), *loads]
+
+
+def _take_sparse(image: Image, kernel: UnpackedKernel, scratch: Path, dump: Path) -> None:
+    """Way 3: the guest's memory is a sparse file, and headers are put in front of it."""
+    initrd, note_dump = scratch / "initrd", scratch / "note.elf"
+    initramfs.build_guest(kernel, image.plan, initrd)
+    memory = f"memory-backend-file,id=pc.ram,size={image.memory_mib}M,mem-path={dump},share=on"
+    argv = [*_machine(image, kernel, initrd), "-object", memory]
+    argv += ["-machine", "pc,memory-backend=pc.ram"]
+    with Guest(argv, serial_log(image)) as guest:
+        guest.wait_for(READY, image.timeout_s, grows=dump)
+        guest.qmp("stop")
+        where = {"protocol": f"file:{note_dump}", "begin": 0, "length": 4096}
+        guest.qmp("dump-guest-memory", paging=False, **where)
+    note = elfhead.read_note(note_dump)
+    headers = ram_headers(image.memory_mib * MIB, note)
+    # moves no data: needs ext4 or xfs
+    run(["fallocate", "--insert-range", "-o", "0", "-l", str(HEADER_ROOM), dump], timeout_s=600)
+    with dump.open("r+b") as file:
+        file.write(elfhead.pack_headers(headers) + note)
+
+
+_WAYS = {
+    Method.QMP_ELF: _take_from_running,
+    Method.KEXEC: _take_by_kexec,
+    Method.SPARSE: _take_sparse,
+}
+
+
+def take_dump(image: Image, kernel: UnpackedKernel, dump: Path) -> str:
+    """Boots the image's guest, writes its dump, and returns what the serial line said."""
+    with tempfile.TemporaryDirectory(prefix="lab-boot-", dir=cache.root()) as name:
+        _WAYS[image.method](image, kernel, Path(name), dump)
+    dump.chmod(0o644)  # QEMU makes it readable for root alone
+    return serial_log(image).read_text(errors="replace").replace("\r", "")

@@ -1,0 +1,137 @@
+"""The images the lab can make: which kernel, how much memory, what fills it, how it is dumped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+GIB = 1024  # in MiB, as all sizes here
+
+
+class Method(StrEnum):
+    """How the dump is taken."""
+
+    QMP_ELF = "dump-guest-memory of a running guest"
+    KEXEC = "kexec after a crash, /proc/vmcore copied by the capture kernel"
+    SPARSE = "guest memory in a sparse file that was made an ELF file in place"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image by name."""
+
+    name: str
+    kernel: str  # key of kernels.KERNELS
+    paging_levels: int
+    memory_mib: int
+    disk_mib: int  # files the guest reads into its page cache
+    plan: str  # shell lines for the guest; guest/init.sh and guest/fill.c say what they can call
+    method: Method = Method.QMP_ELF
+    bench: bool = False
+    # QEMU's own ELF layout has section headers first, which makedumpfile cannot read.  A large image
+    # is given makedumpfile's layout in place, because a second copy costs too much disk.
+    normalised: bool = False
+    timeout_s: int = 300  # from power-on to LAB-READY
+    append: str = ""  # more words for the kernel's command line
+
+
+def small_plan(memory_mib: int) -> str:
+    """Something for every dump level, about two thirds of the guest's memory in all."""
+    share = memory_mib / GIB
+
+    def size(mib: int) -> str:
+        return f"{max(2, round(mib * share / 2) * 2)}M"  # whole huge pages
+
+    return "\n".join(
+        (
+            f"hugepages {round(16 * share)}",  # of 2 MiB; at least one is left unused
+            f"fill huge {size(28)}",
+            "pagecache",
+            f"fill anon {size(128)}",
+            f"fill thp {size(64)}",
+            f"fill ksm {size(32)}",
+            "merge",
+            f"fill tmpfs {size(48)}",
+            f"fill blank {size(16)}",
+            f"fill files {round(8000 * share)}",
+            "fill poison 8K",
+            f"fill stale {size(160)}",
+            "",
+        )
+    )
+
+
+BENCH_PLAN = """\
+hugepages 136
+fill huge 256M
+pagecache
+fill anon 1228M
+fill thp 410M
+fill ksm 64M
+merge
+fill tmpfs 96M
+fill files 150000
+fill poison 8K
+fill stale 716M
+"""
+BENCH_DISK_MIB = 716
+# Pages of a tmpfs file that are allocated and never read: the kernel does not even zero them (unless told to
+# by init_on_alloc, which Debian's is), so their struct pages are in use while the guest's memory stays sparse.
+MOSTLY_USED_PLAN = BENCH_PLAN + "fill blank 52G\n"
+
+
+def _small(kernel: str, levels: int, memory_mib: int = GIB // 2) -> Image:
+    return Image(
+        name=f"k{kernel}-{levels}l",
+        kernel=kernel,
+        paging_levels=levels,
+        memory_mib=memory_mib,
+        disk_mib=memory_mib // 8,
+        plan=small_plan(memory_mib),
+    )
+
+
+def _bench(name: str, memory_mib: int, plan: str, method: Method, append: str = "") -> Image:
+    return Image(
+        name=name,
+        kernel="6.1",
+        paging_levels=4,
+        memory_mib=memory_mib,
+        disk_mib=BENCH_DISK_MIB,
+        plan=plan,
+        method=method,
+        bench=True,
+        normalised=True,
+        timeout_s=900,
+        append=append,
+    )
+
+
+def _kexec(kernel: str) -> Image:
+    return Image(
+        name=f"kexec-{kernel}",
+        kernel=kernel,
+        paging_levels=4,
+        memory_mib=GIB,
+        disk_mib=64,
+        plan=small_plan(GIB // 2),
+        method=Method.KEXEC,
+    )
+
+
+IMAGES: dict[str, Image] = {
+    image.name: image
+    for image in (
+        _small("6.1", 4, GIB),
+        _small("5.10", 4),
+        _small("6.1", 5),
+        _small("6.12", 4),
+        _small("7.2", 5),
+        _kexec("6.1"),
+        _bench("bench-6g", 6 * GIB, BENCH_PLAN, Method.QMP_ELF),
+        _bench("bench-64g-sparse", 64 * GIB, BENCH_PLAN, Method.SPARSE),
+        _bench(
+            "bench-64g-used", 64 * GIB, MOSTLY_USED_PLAN, Method.SPARSE, append="init_on_alloc=0"
+        ),
+    )
+}

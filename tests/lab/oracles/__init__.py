@@ -1,0 +1,1 @@
+"""Tools that dumpstream is compared with, and readers that share no code with it."""
