@@ -59,7 +59,7 @@ ALWAYS: Final = BitTest(0, 0)
 
 
 class BitField(NamedTuple):
-    """A piece of an address: entry bits `mask`, moved left by `shift` (right if negative)."""
+    """A piece of an address: entry bits `mask`, moved left by `shift`."""
 
     mask: int
     shift: int = 0
@@ -116,12 +116,7 @@ def _assemble(entries: AddrArray, fields: tuple[BitField, ...]) -> AddrArray:
     """uint64[n]: the address whose pieces are spread over each entry."""
     out = np.zeros(len(entries), dtype=np.uint64)
     for field in fields:
-        piece = entries & np.uint64(field.mask)
-        if field.shift > 0:
-            piece <<= np.uint64(field.shift)
-        elif field.shift < 0:
-            piece >>= np.uint64(-field.shift)
-        out |= piece
+        out |= (entries & np.uint64(field.mask)) << np.uint64(field.shift)
     return out
 
 

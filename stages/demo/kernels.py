@@ -1,12 +1,12 @@
 """The generations of `struct page` that the demo image can have, as data.
 
 References:
-    include/linux/page-flags.h, include/linux/mm_types.h; VMCOREINFO of Debian's 5.10, 6.1, 6.12, 7.2
+    include/linux/page-flags.h, include/linux/mm_types.h; VMCOREINFO of real 5.10 to 7.2 kernels
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 
@@ -71,6 +71,13 @@ _OLD_TYPES: Final = TypeValues(
     table=~0x200 & 0xFFFFFFFF,
     guard=~0x400 & 0xFFFFFFFF,
 )
+_V6_6_BITS: Final = FlagBits(
+    lru=5, head=6, waiters=7, reserved=14, private=15, swapcache=12, swapbacked=19, hwpoison=23,
+    slab=11, hugetlb=8,
+)  # fmt: skip
+_V6_12_BITS: Final = FlagBits(
+    lru=5, head=6, waiters=7, reserved=13, private=14, swapcache=10, swapbacked=17, hwpoison=20
+)
 _NEW_TYPES: Final = TypeValues(
     buddy=0xF0 << 24,
     offline=0xF1 << 24,
@@ -93,36 +100,13 @@ KERNELS: Final = {
             exports_uts_offset=False,
         ),
         DemoKernel("6.1", "6.1.0-99-demo", _OLD_BITS, _OLD_TYPES, order_in_flags=False),
-        DemoKernel(
-            "6.6",
-            "6.6.0-99-demo",
-            FlagBits(
-                lru=5, head=6, waiters=7, reserved=14, private=15, swapcache=12, swapbacked=19,
-                hwpoison=23, slab=11, hugetlb=8,
-            ),  # fmt: skip
-            _OLD_TYPES,
-        ),
-        DemoKernel(
-            "6.12",
-            "6.12.0-99-demo",
-            FlagBits(
-                lru=5, head=6, waiters=7, reserved=13, private=14, swapcache=10, swapbacked=17,
-                hwpoison=20,
-            ),  # fmt: skip
-            _NEW_TYPES,
-        ),
+        DemoKernel("6.6", "6.6.0-99-demo", _V6_6_BITS, _OLD_TYPES),
+        DemoKernel("6.12", "6.12.0-99-demo", _V6_12_BITS, _NEW_TYPES),
         DemoKernel(
             "7.1",
             "7.1.0-99-demo",
-            FlagBits(
-                lru=5, head=6, waiters=7, reserved=13, private=14, swapcache=10, swapbacked=17,
-                hwpoison=21,
-            ),  # fmt: skip
-            TypeValues(
-                buddy=0xF0 << 24, offline=0xF1 << 24, table=0xF2 << 24, guard=0xF3 << 24,
-                hugetlb=0xF4 << 24, slab=0xF5 << 24, large_kmalloc=0xF8 << 24,
-                unaccepted=0xF7 << 24,
-            ),  # fmt: skip
+            replace(_V6_12_BITS, hwpoison=21),
+            replace(_NEW_TYPES, unaccepted=0xF7 << 24),
             compound_word="compound_info",
             mask_tails=True,
         ),

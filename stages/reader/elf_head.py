@@ -90,6 +90,9 @@ def _load(phdr: ProgramHeader, form: ElfForm) -> LoadSegment:
 def _read_program_headers(file: ImageFile, header: ElfHeader, form: ElfForm) -> list[ProgramHeader]:
     n_headers = header.e_phnum
     if n_headers == PN_XNUM:
+        if header.e_shoff == 0:
+            off = 40 if form.bits == 64 else 32
+            raise FormatError("elf", off, "e_shoff", 0, "where section header 0 is")
         raw = file.read(header.e_shoff, form.shdr.size)
         if len(raw) < form.shdr.size:
             end = header.e_shoff + len(raw)

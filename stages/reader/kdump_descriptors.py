@@ -57,12 +57,12 @@ class Descriptors:
 
     def of_pages(self, pfns: PfnArray) -> DescArray:
         """Descriptors of `pfns` (ascending, all dumped); zeros where the file has none."""
+        if not len(pfns):
+            return np.zeros(0, dtype=PAGE_DESC)
         return self.read(self._rank(pfns))
 
     def read(self, ranks: IntArray) -> DescArray:
-        """Descriptors number `ranks` (int64[n], ascending); zeros where the file has none."""
-        if not len(ranks):
-            return np.zeros(0, dtype=PAGE_DESC)
+        """Descriptors number `ranks` (int64[n > 0], ascending); zeros where the file has none."""
         first, n_wanted = int(ranks[0]), len(ranks)
         if int(ranks[-1]) - first == n_wanted - 1 and n_wanted >= _CHUNK // 16:
             return self._load(first, n_wanted)

@@ -18,7 +18,7 @@ from stages.compressor.codecs import codec_of_flags
 from stages.compressor.decode import DecodeError, Decoder, make_decoder
 from stages.reader.file_io import ImageFile
 from stages.reader.kdump_descriptors import DescArray, iter_problems, usable
-from stages.reader.read_errors import ReadErrors
+from stages.reader.read_errors import ReadErrors, reason_of
 from stages.reader.rows import PAST_END, RowReader
 
 _SPAN_BYTES: Final = 1 << 20
@@ -95,7 +95,8 @@ class PageDecoder:
                     page = self._decoder(flags[at])(data)
                 except (DecodeError, OSError) as error:
                     states[row] = PageState.MISSING
-                    self._errors.add([int(pfns[row])], str(error))
+                    why = reason_of(error) if isinstance(error, OSError) else str(error)
+                    self._errors.add([int(pfns[row])], why)
                 else:
                     flat[row * page_size : (row + 1) * page_size] = page
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
@@ -21,6 +23,11 @@ class BadRun(NamedTuple):
 
 OnReadError: TypeAlias = Callable[[BadRun], None]
 """Called once for each run of bad pages, in the thread that reads."""
+
+
+def reason_of(error: OSError) -> str:
+    """The system's words for a failed read, without errno and path."""
+    return os.strerror(error.errno or errno.EIO)
 
 
 class ReadErrors:

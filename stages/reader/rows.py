@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import Final
 
 import numpy as np
@@ -13,7 +12,7 @@ from pipeline.flow.items import PageState
 from pipeline.memory.addresses import ByteArray, PfnArray
 from stages.reader.file_io import ImageFile
 from stages.reader.pieces import IntArray
-from stages.reader.read_errors import ReadErrors
+from stages.reader.read_errors import ReadErrors, reason_of
 
 # What only a mistake of ours brings about: these are not the image's fault.
 _BUGS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.EFAULT})
@@ -101,7 +100,7 @@ class RowReader:
             why = PAST_END
         except OSError as error:
             got = 0
-            why = os.strerror(error.errno or errno.EIO)
+            why = reason_of(error)
         if got != len(view):
             self._errors.add([pfn], why)
         return got == len(view)
@@ -118,7 +117,7 @@ class RowReader:
                 why = PAST_END
             except OSError as error:
                 got = 0
-                why = os.strerror(error.errno or errno.EIO)
+                why = reason_of(error)
             if got != page_size:
                 states[row] = PageState.MISSING
                 bad.setdefault(why, []).append(int(pfns[row]))

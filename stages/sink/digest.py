@@ -1,17 +1,16 @@
 """Digests of a dump that arrives in any order, which a stranger can recompute from the file.
 
 The file is cut into pieces; each piece has its SHA-256. The digest of the whole is the SHA-256 of
-a text with one line a piece, ascending offsets, no gaps, from 0 to the file's size::
+a text with one line a piece, ascending offsets, no gaps, from 0 to the file's size: offset and
+length in decimal and the piece's 64 hexadecimal digits, parted by a space, ended by a line feed.
+So a shell can recompute it from the dump and the pieces (offset, length) that the manifest lists::
 
-    OFFSET LENGTH SHA256\\n        two decimal numbers and 64 hexadecimal digits
-
-so it can be recomputed with nothing but a shell from the pieces that the manifest lists::
-
-    while read off len; do
-        printf '%s %s %s\\n' $off $len $(tail -c +$((off+1)) DUMP | head -c $len | sha256sum | cut -c-64)
+    while read -r at n; do
+        echo $at $n $(tail -c +$((at + 1)) DUMP | head -c $n | sha256sum | cut -c -64)
     done < pieces | sha256sum
 
-Pieces need not be equal: what makes them is how the sender sent (parts of an upload, or `Regions`).
+Pieces need not be equal: what makes them is how the sender sent (parts of an upload, or the
+cursors of `PieceDigests`).
 """
 
 from __future__ import annotations

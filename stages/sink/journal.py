@@ -137,7 +137,7 @@ class Journal:
                     "not the same image"
                 )
 
-    def append(self, kind: str, **values: Any) -> None:
+    def append(self, kind: str, **values: str | int) -> None:
         """Add a record; it survives the death of the process from here on.
 
         Raises:
@@ -210,8 +210,14 @@ def _read(path: Path) -> tuple[Header, list[dict[str, Any]], int]:
     records: list[dict[str, Any]] = []
     at = 0
     for line in data[:end].split(b"\n")[:-1]:
-        records.append(_parse(line, at))
-        at += len(line) + 1
+        try:
+            records.append(_parse(line, at))
+        except FormatError:
+            if at + len(line) + 1 < end or not records:
+                raise
+            end = at  # the last line was torn
+        else:
+            at += len(line) + 1
     if not records:
         raise FormatError("journal", 0, "header", data[:40], "a whole first line")
     try:

@@ -9,11 +9,34 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
+from pipeline.errors import SinkError
+
+if TYPE_CHECKING:
+    from pipeline.config.targets import NetSettings
+
 T = TypeVar("T")
+
+
+class TransientError(SinkError):
+    """The target could not be reached or was busy; another attempt may succeed.
+
+    Args:
+        problem: one line that names the target.
+        retry_after_s: the least wait, when the server says one.
+    """
+
+    def __init__(self, problem: str, retry_after_s: float | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(problem)
+
+
+def is_transient(error: Exception) -> bool:
+    """The usual answer to "try again?"."""
+    return isinstance(error, TransientError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +52,10 @@ class RetryPolicy:
     first_delay_s: float
     max_delay_s: float
     deadline_s: float
+
+    @classmethod
+    def of(cls, net: NetSettings) -> RetryPolicy:
+        return cls(net.retry_first_s, net.retry_most_s, net.retry_deadline_s)
 
     def bound_s(self, n_failures: int) -> float:
         """Longest wait after the `n_failures`-th failure, counted from 1."""
@@ -49,17 +76,18 @@ async def retry(
     attempt: Callable[[], Awaitable[T]],
     policy: RetryPolicy,
     *,
-    is_retryable: Callable[[Exception], bool],
+    is_retryable: Callable[[Exception], bool] = is_transient,
     on_failure: Callable[[Failure], None] | None = None,
     draw: Callable[[float, float], float] = random.uniform,
 ) -> T:
     """The result of the first attempt that succeeds.
 
-    An attempt is never cut short: it must have time limits of its own. An error with an attribute
-    `retry_after_s` (a server that says when to come back) sets the least wait.
+    An attempt is never cut short: it must have time limits of its own. A `TransientError` of a
+    server that says when to come back sets the least wait.
 
     Args:
         attempt: called anew for each attempt.
+        policy: the waits and the deadline.
         is_retryable: whether another attempt may succeed after this error.
         on_failure: told before each wait.
         draw: uniform random number between two bounds.
@@ -74,7 +102,7 @@ async def retry(
             return await attempt()
         except Exception as error:
             n_failures += 1
-            least = getattr(error, "retry_after_s", None) or 0.0
+            least = (error.retry_after_s or 0.0) if isinstance(error, TransientError) else 0.0
             delay = max(least, draw(0.0, policy.bound_s(n_failures)))
             if not is_retryable(error) or anyio.current_time() + delay >= give_up_at:
                 raise

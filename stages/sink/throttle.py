@@ -1,4 +1,4 @@
-"""Manners on a shared network: a rate that all senders of a run keep together, a scattered start."""
+"""Manners on a shared network: one rate for all senders of a run, and a scattered start."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 READY = "LAB-READY"
 KEXEC_TIMEOUT_S = 300
+BALLOON_TIMEOUT_S = 60
 CRASHKERNEL = "192M"
 HEADER_ROOM = MIB  # in front of a sparse image's memory: headers and notes
 LOW_RAM_MAX = 3 * GIB * MIB  # QEMU's pc machine: a larger guest's RAM goes on at 4 GiB
@@ -40,7 +42,20 @@ def _machine(image: Image, kernel: UnpackedKernel, initrd: Path, *append: str) -
         *("-kernel", str(kernel.vmlinuz), "-initrd", str(initrd)),
         *("-append", " ".join(("console=ttyS0 loglevel=4 panic=-1", image.append, *append))),
         *("-drive", f"file={ensure_disk(image.disk_mib)},if=virtio,format=raw,readonly=on"),
+        *("-device", "virtio-balloon-pci"),
+        *image.machine,
     ]
+
+
+def _inflate(guest: Guest, image: Image) -> None:
+    """Takes `image.balloon_mib` away from the guest and waits until it has given them."""
+    wanted = (image.memory_mib - image.balloon_mib) * MIB
+    guest.qmp("balloon", value=wanted)
+    deadline = time.monotonic() + BALLOON_TIMEOUT_S
+    while guest.qmp("query-balloon")["actual"] > wanted:
+        if time.monotonic() > deadline:
+            raise LabError(f"{image.name}: the balloon does not grow to {image.balloon_mib} MiB")
+        time.sleep(0.1)
 
 
 def _take_from_running(image: Image, kernel: UnpackedKernel, scratch: Path, dump: Path) -> None:
@@ -49,8 +64,10 @@ def _take_from_running(image: Image, kernel: UnpackedKernel, scratch: Path, dump
     initramfs.build_guest(kernel, image.plan, initrd)
     with Guest(_machine(image, kernel, initrd), serial_log(image)) as guest:
         guest.wait_for(READY, image.timeout_s)
+        _inflate(guest, image)
         guest.qmp("stop")
-        guest.qmp("dump-guest-memory", paging=False, protocol=f"file:{dump}")
+        form = {"format": "kdump-zlib"} if image.method is Method.QMP_KDUMP else {}
+        guest.qmp("dump-guest-memory", paging=False, protocol=f"file:{dump}", **form)
     if image.normalised:
         elfhead.normalise(dump)
 
@@ -112,6 +129,7 @@ def _take_sparse(image: Image, kernel: UnpackedKernel, scratch: Path, dump: Path
 
 _WAYS = {
     Method.QMP_ELF: _take_from_running,
+    Method.QMP_KDUMP: _take_from_running,
     Method.KEXEC: _take_by_kexec,
     Method.SPARSE: _take_sparse,
 }

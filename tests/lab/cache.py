@@ -1,13 +1,13 @@
 """The lab's cache folder: what is built once stays, half-built things never carry their final name.
 
-    apt/<suite>/        a private apt root for another Debian suite
-    tools/              makedumpfile and the libraries it runs with
-    kernels/<name>/     an unpacked kernel image with its modules
-    symbols/            vmlinux-<release>, with debug symbols
-    disks/              files that guests read
-    images/<name>/      a dump, its sidecar, and the variant that makedumpfile reads
-    bench/<name>/       the same, for the large ones
-    logs/               serial lines of the guests
+apt/<suite>/        a private apt root for another Debian suite
+tools/              makedumpfile and the libraries it runs with
+kernels/<name>/     an unpacked kernel image with its modules
+symbols/            vmlinux-<release>, with debug symbols
+disks/              files that guests read
+images/<name>/      a dump, its sidecar, and the variant that makedumpfile reads
+bench/<name>/       the same, for the large ones
+logs/               serial lines of the guests
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ class Method(StrEnum):
     """How the dump is taken."""
 
     QMP_ELF = "dump-guest-memory of a running guest"
+    QMP_KDUMP = "dump-guest-memory of a running guest, kdump-compressed, flattened"
     KEXEC = "kexec after a crash, /proc/vmcore copied by the capture kernel"
     SPARSE = "guest memory in a sparse file that was made an ELF file in place"
 
@@ -28,11 +29,18 @@ class Image:
     plan: str  # shell lines for the guest; guest/init.sh and guest/fill.c say what they can call
     method: Method = Method.QMP_ELF
     bench: bool = False
-    # QEMU's own ELF layout has section headers first, which makedumpfile cannot read.  A large image
-    # is given makedumpfile's layout in place, because a second copy costs too much disk.
+    # QEMU's own ELF layout has section headers first, which makedumpfile cannot read.  A large
+    # image is given makedumpfile's layout in place, because a second copy costs too much disk.
     normalised: bool = False
     timeout_s: int = 300  # from power-on to LAB-READY
     append: str = ""  # more words for the kernel's command line
+    machine: tuple[str, ...] = ()  # more words for QEMU
+    balloon_mib: int = 0  # memory taken away from the filled guest, right before the dump
+
+    @property
+    def file_name(self) -> str:
+        """The dump's name in the image's folder."""
+        return "dump.kdump" if self.method is Method.QMP_KDUMP else "dump.elf"
 
 
 def small_plan(memory_mib: int) -> str:
@@ -75,8 +83,9 @@ fill poison 8K
 fill stale 716M
 """
 BENCH_DISK_MIB = 716
-# Pages of a tmpfs file that are allocated and never read: the kernel does not even zero them (unless told to
-# by init_on_alloc, which Debian's is), so their struct pages are in use while the guest's memory stays sparse.
+# Pages of a tmpfs file that are allocated and never read: the kernel does not even zero them
+# (unless told to by init_on_alloc, Debian's default), so their struct pages are in use while the
+# file that holds the guest's memory stays sparse.
 MOSTLY_USED_PLAN = BENCH_PLAN + "fill blank 52G\n"
 
 
@@ -119,6 +128,36 @@ def _kexec(kernel: str) -> Image:
     )
 
 
+def _mixed() -> Image:
+    """What only larger machines have: two nodes, a hole in RAM, a balloon, memory offline."""
+    nodes = [
+        f"-object memory-backend-ram,id=r{node},size=512M -numa node,nodeid={node},memdev=r{node}"
+        for node in (0, 1)
+    ]
+    return Image(
+        name="k6.1-mixed",
+        kernel="6.1",
+        paging_levels=4,
+        memory_mib=GIB,
+        disk_mib=64,
+        plan="offline_block\n" + small_plan(GIB // 2),
+        machine=("-machine", "pc,max-ram-below-4g=512M", *" ".join(nodes).split()),
+        balloon_mib=48,
+    )
+
+
+def _kdump() -> Image:
+    return Image(
+        name="qemu-kdump",
+        kernel="6.1",
+        paging_levels=4,
+        memory_mib=GIB // 2,
+        disk_mib=64,
+        plan=small_plan(GIB // 2),
+        method=Method.QMP_KDUMP,
+    )
+
+
 IMAGES: dict[str, Image] = {
     image.name: image
     for image in (
@@ -127,6 +166,8 @@ IMAGES: dict[str, Image] = {
         _small("6.1", 5),
         _small("6.12", 4),
         _small("7.2", 5),
+        _mixed(),
+        _kdump(),
         _kexec("6.1"),
         _bench("bench-6g", 6 * GIB, BENCH_PLAN, Method.QMP_ELF),
         _bench("bench-64g-sparse", 64 * GIB, BENCH_PLAN, Method.SPARSE),

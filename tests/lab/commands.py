@@ -1,4 +1,4 @@
-"""Runs the lab's external commands: each with a time limit, and with its last words when it fails."""
+"""Runs the lab's external commands: each with a time limit, its last words kept if it fails."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ class LabError(Exception):
     """Something the lab needs could not be made or fetched; the message says what and why."""
 
 
+def not_installed(program: str) -> LabError:
+    """The error for a program that apt has, and this machine has not."""
+    return LabError(f"{program} is not installed (python -m tests.lab tools --install)")
+
+
 def tail(text: str, lines: int = TAIL_LINES) -> str:
     """The last lines of a log, for an error message."""
     return "\n".join(text.splitlines()[-lines:])
 
 
 def run(
-    argv: Sequence[str | Path],
+    argv: Sequence[object],
     *,
     timeout_s: float = 300,
     cwd: Path | None = None,
@@ -49,7 +54,7 @@ def run(
             check=False,
         )
     except FileNotFoundError as error:
-        raise LabError(f"{words[0]} is not installed (python -m tests.lab tools --install)") from error
+        raise not_installed(words[0]) from error
     except subprocess.TimeoutExpired as error:
         raise LabError(f"{' '.join(words)}: no end after {timeout_s} s") from error
     if done.returncode != 0:

@@ -1,7 +1,7 @@
-"""Debian packages of suites that this machine does not run: fetched by apt, unpacked, never installed.
+"""Debian packages of suites that this machine does not run: fetched, unpacked, never installed.
 
-Each suite has a private apt root, so the machine's own package state is not touched, and apt itself checks
-signatures and hashes.  The mirror is the one that the machine's apt is set up with.
+Each suite has a private apt root, so the machine's own package state is not touched, and apt itself
+checks signatures and hashes.  The mirror is the one that the machine's apt is set up with.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ DOWNLOAD_TIMEOUT_S = 900  # sid's debug symbols are 1.2 GB
 
 
 def mirror() -> str:
-    """The Debian mirror that this machine's apt uses for its release proper (no updates, no security)."""
+    """The Debian mirror that this machine's apt uses for its release proper."""
     if MIRROR_VARIABLE in os.environ:
         return os.environ[MIRROR_VARIABLE]
+    # the updates and security suites have a dash in their names
     listed = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(ORIGIN)"])
     for line in listed.splitlines():
         uri, release, *origin = line.split()
@@ -71,7 +72,7 @@ def _environment(suite: str) -> dict[str, str]:
 
 
 def dependencies(suite: str, package: str) -> list[str]:
-    """Names of the packages that `package` depends on, first alternatives and real packages only."""
+    """Names of the packages that `package` depends on, without alternatives and virtual ones."""
     listed = run(["apt-cache", "depends", package], env=_environment(suite))
     return re.findall(r"^  (?:Depends|PreDepends): ([^<\s]+)$", listed, re.MULTILINE)
 
@@ -110,8 +111,8 @@ def unpack(suite: str, packages: Sequence[str], into: Path) -> None:
 
 def _extract(deb: Path, member: str, into: Path) -> Path:
     """Unpacks one file of a package, and follows it where it is a symbolic link."""
-    # tar ends at the first match, minutes before the end of a package of debug symbols, so dpkg-deb's own
-    # exit status (a broken pipe) says nothing
+    # tar ends at the first match, often minutes before the end of a package of debug symbols, so
+    # dpkg-deb's own exit status (a broken pipe) says nothing
     script = 'dpkg-deb --fsys-tarfile "$1" | tar -x -C "$2" --occurrence=1 "./$3"'
     shell = ["bash", "-c", script, "bash", str(deb), str(into), member]
     run(shell, timeout_s=DOWNLOAD_TIMEOUT_S)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MIB = 1 << 20
-SOURCE_KERNEL = "6.1"  # the last whose modules are not compressed: 390 MB that compress like code does
+SOURCE_KERNEL = "6.1"  # the last whose modules are not compressed: 390 MB that look like code
 MORE_SOURCES = (Path("/usr/lib"), Path("/usr/share"), Path("/usr/bin"))
 
 

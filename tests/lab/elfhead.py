@@ -1,11 +1,11 @@
-"""ELF headers of vmcores: read them, write them, and give QEMU's the layout that makedumpfile expects.
+"""ELF headers of vmcores: read, written, and moved to where makedumpfile expects them.
 
 QEMU puts section headers first, so its program headers start at 192, and it writes e_ehsize = 8:
 
     0 ELF header | 64 section headers | 192 program headers | notes | memory
 
-makedumpfile ignores e_phoff and looks for program headers right behind the ELF header.  Its layout fits into
-the same bytes, so nothing behind the headers moves:
+makedumpfile ignores e_phoff and looks for program headers right behind the ELF header.  Its layout
+fits into the same bytes, so nothing behind the headers moves:
 
     0 ELF header | 64 program headers | unused | notes | memory
 """

@@ -1,4 +1,4 @@
-"""Builds the guests' initial file systems: busybox, modules in load order, the filler, and a plan."""
+"""Builds the guests' initial file systems: busybox, modules in load order, the filler, a plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.lab import cache
-from tests.lab.commands import LabError, run
+from tests.lab.commands import not_installed, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -18,9 +18,15 @@ if TYPE_CHECKING:
     from tests.lab.kernels import UnpackedKernel
 
 GUEST_SOURCES = Path(__file__).with_name("guest")
-# crc32c_generic is what ext4 asks for by name, so no dependency mentions it; a name that is not
-# there as a file is built in
-GUEST_MODULES = ("qemu_fw_cfg", "virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
+# a name that is not there as a file is built in
+GUEST_MODULES = (
+    "qemu_fw_cfg",  # hands VMCOREINFO to QEMU's vmcoreinfo device
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_balloon",
+    "crc32c_generic",  # ext4 asks for it by name, so no dependency mentions it
+    "ext4",
+)
 CAPTURE_MODULES = ("virtio_pci", "virtio_blk")
 
 
@@ -88,7 +94,7 @@ def which(name: str) -> Path:
     """
     found = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin")
     if found is None:
-        raise LabError(f"{name} is not installed (python -m tests.lab tools --install)")
+        raise not_installed(name)
     return Path(found)
 
 

@@ -78,11 +78,15 @@ def ensure_kernel(name: str) -> UnpackedKernel:
 
 
 def ensure_vmlinux(name: str) -> Path:
-    """The vmlinux with debug symbols that belongs to the unpacked kernel (a download of about 1 GB)."""
-    release = ensure_kernel(name).release
-    member = f"usr/lib/debug/boot/vmlinux-{release}"
+    """The unpacked kernel's vmlinux with debug symbols, from a download of about 1 GB."""
+    kernel = ensure_kernel(name)
+    release = kernel.release
+    # next to which vmlinuz it would be; the other path is a link to it, found late in a slow read
+    in_boot = kernel.vmlinuz.parent.name == "boot"
+    member = f"boot/vmlinux-{release}" if in_boot else f"lib/modules/{release}/vmlinux"
 
     def unpack(partial: Path) -> None:
-        debs.unpack_file(KERNELS[name].suite, f"linux-image-{release}-dbg", member, partial)
+        package = f"linux-image-{release}-dbg"
+        debs.unpack_file(KERNELS[name].suite, package, f"usr/lib/debug/{member}", partial)
 
     return cache.ensure(cache.root() / "symbols" / f"vmlinux-{release}", unpack)

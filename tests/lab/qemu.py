@@ -1,4 +1,4 @@
-"""One QEMU guest: started, watched through its serial line, steered through QMP, always killed at the end."""
+"""One QEMU guest: started, watched on its serial line, steered through QMP, killed at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.lab.commands import LabError, tail
+from tests.lab.commands import LabError, not_installed, tail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ class Guest:
                 self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=stderr)
         except FileNotFoundError as error:
             self.__exit__(None, None, None)
-            raise LabError(f"{QEMU} is not installed (python -m tests.lab tools --install)") from error
+            raise not_installed(QEMU) from error
         return self
 
     def __exit__(
@@ -146,4 +146,4 @@ class Guest:
 def sections(log: str) -> dict[str, str]:
     """The texts between LAB-BEGIN and LAB-END lines on the serial line, by their name."""
     found = re.findall(r"^LAB-BEGIN (\S+)\n(.*?)^LAB-END \1$", log, re.MULTILINE | re.DOTALL)
-    return {name: text for name, text in found}
+    return dict(found)

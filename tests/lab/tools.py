@@ -1,8 +1,8 @@
-"""Programs the lab needs: Debian packages to install, sid's makedumpfile and crash that run unpacked, drgn.
+"""Programs the lab needs: Debian packages to install, sid's makedumpfile and crash, drgn.
 
-makedumpfile: Debian 12's 1.7.2 is wrong on kernels from 6.12 on.  crash: Debian 12's 8.0.2 finds only the
-running tasks of Debian 12's own kernel.  So both come from sid, together with the libraries they want, and
-are started through their own dynamic loader; nothing of it is installed.
+makedumpfile: Debian 12's 1.7.2 is wrong on kernels from 6.12 on.  crash: Debian 12's 8.0.2 finds
+only the running tasks of Debian 12's own kernel.  So both come from sid, together with the
+libraries they want, and start through their own dynamic loader; nothing of it is installed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A TCP proxy that is slow, far away, and breaks on purpose: what tests of network targets go through.
+"""A TCP proxy that is slow, far away, and breaks on purpose, for tests of network targets.
 
 In a test::
 
@@ -18,16 +18,18 @@ connections share; delay does not cost rate, because bytes are under way at the 
 from __future__ import annotations
 
 import argparse
-import random
+import contextlib
 import socket
 import struct
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import anyio
 import anyio.lowlevel
+from anyio import BrokenResourceError, ClosedResourceError
 
 from pipeline.flow.channel import Channel
 from tests.support.http_faults import HttpFailures, relay_requests
@@ -78,8 +80,6 @@ class Seen:
     corrupted: int = 0
     up_bytes: int = 0
     down_bytes: int = 0
-    http_requests: int = 0
-    http_failures: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -92,7 +92,7 @@ class _Piece:
         return len(self.data)
 
 
-class Reset(Exception):
+class ResetError(Exception):
     """The connection is to be reset now."""
 
 
@@ -115,12 +115,15 @@ class _Direction:
     async def wait_for_entry(self) -> None:
         """Sleep while the line has no room: that is what stops the sender."""
         ahead = self.free_at - time.monotonic() - _BURST_S
-        if self.line.rate and ahead > 0:
+        if ahead > 0:
             await anyio.sleep(ahead)
 
 
 class FaultyProxy:
-    """The proxy behind `faulty_proxy`; `faults` may be changed while it runs."""
+    """The proxy behind `faulty_proxy`; `faults` may be changed while it runs.
+
+    `http` has the counts of the HTTP mode.
+    """
 
     def __init__(self, upstream: tuple[str, int], faults: Faults) -> None:
         self.faults = faults
@@ -131,7 +134,7 @@ class FaultyProxy:
         self._down = _Direction(faults.down)
         self._open: set[socket.socket] = set()
         self._refuse_until = 0.0
-        self._http = HttpFailures(faults.http_fail_every, faults.http_fail_burst)
+        self.http = HttpFailures(faults.http_fail_every, faults.http_fail_burst)
 
     def cut(self) -> None:
         """Reset every open connection now."""
@@ -143,34 +146,35 @@ class FaultyProxy:
 
     async def serve(self, listener: socket.socket) -> None:
         """Take connections until cancelled."""
-        async with anyio.create_task_group() as group:
-            while True:
-                client = await _accept(listener)
-                if time.monotonic() < self._refuse_until:
-                    reset(client)
-                    continue
-                self.seen.connections += 1
-                group.start_soon(self._connection, client)
+        try:
+            async with anyio.create_task_group() as group:
+                while True:
+                    client = await _accept(listener)
+                    if time.monotonic() < self._refuse_until:
+                        reset(client)
+                        continue
+                    self.seen.connections += 1
+                    self._open.add(client)
+                    group.start_soon(self._connection, client)
+        finally:
+            for sock in self._open:
+                sock.close()
 
     async def _connection(self, client: socket.socket) -> None:
-        self._open.add(client)
+        server = None
         try:
             server = await _connect(self._upstream)
-        except OSError:
-            self._open.discard(client)
-            reset(client)
-            return
-        self._open.add(server)
-        try:
+            self._open.add(server)
             async with anyio.create_task_group() as group:
                 group.start_soon(self._relay, self._down, server, client)
                 await self._relay(self._up, client, server)
-        except* (Reset, OSError, ValueError):
+        except* (ResetError, OSError, ValueError, ClosedResourceError, BrokenResourceError):
             # ValueError: the descriptor is -1 because `cut` closed the socket.
             reset(client)
-            reset(server)
+            if server is not None:
+                reset(server)
         finally:
-            for sock in (client, server):
+            for sock in filter(None, (client, server)):
                 self._open.discard(sock)
                 sock.close()
 
@@ -180,33 +184,17 @@ class FaultyProxy:
         way: Channel[_Piece] = Channel("way", 64 << 20)
         async with anyio.create_task_group() as group:
             group.start_soon(_deliver, way, target)
-            async with way.sender():
-                async with aclosing(self._pieces(direction, source, target)) as pieces:
-                    async for data in pieces:
-                        await self._enter(direction, data, way)
+            async with way.sender(), aclosing(self._pieces(direction, source)) as pieces:
+                async for data in pieces:
+                    await self._enter(direction, data, way)
 
-    async def _pieces(
-        self, direction: _Direction, source: socket.socket, target: socket.socket
-    ) -> AsyncIterator[bytearray]:
-        async def raw() -> AsyncIterator[bytearray]:
-            while True:
-                await direction.wait_for_entry()
-                data = await receive(source, _PACED_PIECE if direction.line.rate else _PIECE)
-                if not data:
-                    return
-                yield data
-
-        async with aclosing(raw()) as incoming:
-            if direction is self._up and self.faults.http_fail_every:
-                async with aclosing(relay_requests(incoming, source, self._http)) as passed:
-                    async for data in passed:
-                        self.seen.http_requests = self._http.requests
-                        self.seen.http_failures = self._http.failures
-                        yield data
-                self.seen.http_failures = self._http.failures
-            else:
-                async for data in incoming:
-                    yield data
+    def _pieces(
+        self, direction: _Direction, source: socket.socket
+    ) -> AsyncGenerator[bytearray, None]:
+        incoming = _incoming(direction, source)
+        if direction is self._up and self.faults.http_fail_every:
+            return relay_requests(incoming, source, self.http)
+        return incoming
 
     async def _enter(self, direction: _Direction, data: bytearray, way: Channel[_Piece]) -> None:
         line, first = direction.line, direction.total
@@ -224,7 +212,7 @@ class FaultyProxy:
         every = self.faults.reset_every
         if direction is self._up and every and first // every != direction.total // every:
             self.cut()
-            raise Reset
+            raise ResetError
         await way.send(_Piece(direction.schedule(len(data)), data))
 
     def _count(self, direction: _Direction, n_bytes: int) -> None:
@@ -232,6 +220,17 @@ class FaultyProxy:
             self.seen.up_bytes += n_bytes
         else:
             self.seen.down_bytes += n_bytes
+
+
+async def _incoming(
+    direction: _Direction, source: socket.socket
+) -> AsyncGenerator[bytearray, None]:
+    while True:
+        await direction.wait_for_entry()
+        data = await receive(source, _PACED_PIECE if direction.line.rate else _PIECE)
+        if not data:
+            return
+        yield data
 
 
 async def _deliver(way: Channel[_Piece], target: socket.socket) -> None:
@@ -277,8 +276,6 @@ async def receive(sock: socket.socket, most: int) -> bytearray:
             data = bytearray(sock.recv(most))
         except BlockingIOError:
             await anyio.wait_readable(sock)
-        except anyio.ClosedResourceError:
-            raise Reset from None
         else:
             await anyio.lowlevel.checkpoint()
             return data
@@ -320,3 +317,46 @@ async def _connect(address: tuple[str, int]) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="A TCP proxy that is slow and breaks on purpose.")
+    parser.add_argument("--upstream", required=True, metavar="HOST:PORT")
+    parser.add_argument("--port", type=int, default=0, help="to listen on; 0 picks a free one")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds, each way")
+    parser.add_argument("--rate", type=float, default=0.0, help="bytes a second, each way")
+    parser.add_argument("--reset-every", type=int, help="bytes sent up between two resets")
+    parser.add_argument("--refuse", type=float, default=0.0, help="seconds after each reset")
+    parser.add_argument("--stall-after", type=int, help="bytes sent up before the one stall")
+    parser.add_argument("--stall", type=float, default=0.0, help="seconds the stall lasts")
+    parser.add_argument("--corrupt-at", type=int, help="byte sent up that is changed")
+    parser.add_argument("--http-fail-every", type=int, default=0, help="good requests, then")
+    parser.add_argument("--http-fail-burst", type=int, default=1, help="so many answers of 503")
+    return parser.parse_args()
+
+
+async def _main(arguments: argparse.Namespace) -> None:
+    host, _, port = arguments.upstream.rpartition(":")
+    faults = Faults(
+        up=Line(
+            arguments.delay,
+            arguments.rate,
+            arguments.stall_after,
+            arguments.stall,
+            arguments.corrupt_at,
+        ),
+        down=Line(arguments.delay, arguments.rate),
+        reset_every=arguments.reset_every,
+        refuse_s=arguments.refuse,
+        http_fail_every=arguments.http_fail_every,
+        http_fail_burst=arguments.http_fail_burst,
+    )
+    async with faulty_proxy(int(port), faults, host=host, port=arguments.port) as proxy:
+        sys.stdout.write(f"{proxy.port}\n")
+        sys.stdout.flush()
+        await anyio.sleep_forever()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        anyio.run(_main, _arguments())

@@ -100,8 +100,13 @@ class KdumpWriter:
         size: int | None = None,
         offset: int | None = None,
     ) -> KdumpWriter:
-        """A dumped page; `data` is encoded by `codec`, the rest overrides its descriptor."""
+        """A dumped page; `data` is encoded by `codec` if that makes it smaller.
+
+        The rest overrides its descriptor.
+        """
         coded = compress(codec, data)
+        if len(coded) >= len(data):
+            coded, codec = data, "none"
         self._pages[pfn] = _Page(
             coded,
             FLAGS[codec] if flags is None else flags,
@@ -152,7 +157,8 @@ class KdumpWriter:
             out[pfn >> 3] |= 1 << (pfn & 7)
         return bytes(out)
 
-    def _headers(self) -> bytes:
+    def pack_headers(self) -> bytes:
+        """Block 0 up to the first bitmap."""
         notes_start = self.page_size + struct.calcsize("<" + _SUB)
         info = self.vmcoreinfo
         main = {
@@ -219,7 +225,7 @@ class KdumpWriter:
         if self.single_bitmap:
             bitmaps.pop(0)
         room = 24 * len(self._pages)
-        return self._headers() + b"".join(bitmaps) + table.ljust(room, b"\0") + data
+        return self.pack_headers() + b"".join(bitmaps) + table.ljust(room, b"\0") + data
 
     def write(self, path: Path, *, cut_at: int | None = None) -> Path:
         path.write_bytes(self.pack()[:cut_at])

@@ -47,8 +47,7 @@ def _scatter(address: int, fields: Sequence[BitField]) -> int:
     """Entry bits from which the form puts `address` together again."""
     entry = 0
     for piece in fields:
-        moved = address >> piece.shift if piece.shift >= 0 else address << -piece.shift
-        entry |= moved & piece.mask
+        entry |= (address >> piece.shift) & piece.mask
     return entry
 
 
@@ -162,13 +161,17 @@ class PageTableBuilder:
         Raises:
             ValueError: something that is not a table lies on the way, or the entry is in use.
         """
-        table = self.root
-        for depth, index in enumerate(indexes[:-1]):
-            table = self._enter(depth, table, index)
-        at = table + 8 * indexes[-1]
+        at = self._table_of(indexes) + 8 * indexes[-1]
         if self.peek(at) not in (absent_entry(self.form.levels[len(indexes) - 1]), entry):
             raise ValueError(f"the entry at {at:#x} is in use")
         self._write(at, entry)
+
+    def _table_of(self, indexes: Sequence[int]) -> int:
+        """Where the table of the last index lies; tables on the way are made."""
+        table = self.root
+        for depth, index in enumerate(indexes[:-1]):
+            table = self._enter(depth, table, index)
+        return table
 
     def _enter(self, depth: int, table: int, index: int) -> int:
         level = self.form.levels[depth]
@@ -202,6 +205,11 @@ class PageTableBuilder:
             ]
             self.put(indexes, leaf_entry(level, leaf, paddr))
         self.placed.append((vaddr, paddr, span_bits))
+
+    def clear(self, indexes: Sequence[int]) -> None:
+        """Make the entry at the end of the path `indexes` absent again; tables stay."""
+        at = self._table_of(indexes) + 8 * indexes[-1]
+        self._write(at, absent_entry(self.form.levels[len(indexes) - 1]))
 
     def peek(self, paddr: int) -> int:
         page = self.pages[paddr >> self.form.page_bits]

@@ -31,6 +31,13 @@ merge() { # let KSM find the pages of 'fill ksm'
 	echo 0 > /sys/kernel/mm/ksm/run
 }
 
+offline_block() { # one block of memory that the kernel can do without
+	for block in $(ls -d /sys/devices/system/memory/memory* | sort -r -V); do
+		echo offline > "$block/state" 2>/dev/null && echo "LAB-OFFLINE $block" && return
+	done
+	return 1
+}
+
 lab_fail() { echo "LAB-FAIL $*"; sleep 3600; }
 
 set -e
@@ -46,9 +53,10 @@ section meminfo < /proc/meminfo
 section vmstat < /proc/vmstat
 section zoneinfo < /proc/zoneinfo
 section iomem < /proc/iomem
-section ps <<END
-$(for dir in /proc/[0-9]*; do printf '%s %s\n' "${dir#/proc/}" "$(cat "$dir/comm" 2>/dev/null)"; done)
-END
+for dir in /proc/[0-9]*; do # all in this shell: no process that exists for the list alone
+	read -r comm < "$dir/comm" && echo "${dir#/proc/} $comm"
+done > /tmp/ps
+section ps < /tmp/ps
 echo LAB-READY
 [ -e /crash.sh ] && . /crash.sh
 while :; do sleep 3600; done

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
     from tests.lab.oracles.kdump_pages import BoolArray, PfnArray
 
 THREADS = 2
@@ -62,8 +60,8 @@ def _in_chunks(count: int, differ: Callable[[range], list[int]]) -> list[int]:
 
 def _descriptors(dump: KdumpPages, pfns: PfnArray) -> list[tuple[int, int, int]]:
     rows = dump.descriptors[np.searchsorted(dump.pfns, pfns)]
-    flags: NDArray[np.uint32] = rows["flags"] & int(CODEC_FLAGS)
-    return list(zip(rows["off"].tolist(), rows["size"].tolist(), flags.tolist(), strict=True))
+    flags = (rows["flags"] & int(CODEC_FLAGS)).tolist()
+    return list(zip(rows["off"].tolist(), rows["size"].tolist(), flags, strict=True))
 
 
 def _differing_pages(a: KdumpPages, b: KdumpPages, pfns: PfnArray) -> PfnArray:
@@ -104,7 +102,7 @@ def compare_dumps(a: Path, b: Path) -> Differences:
 
 
 def compare_with_image(dump: Path, image: Path) -> PfnArray:
-    """Pfns of a kdump-compressed file whose contents are not those of the ELF image it was made from."""
+    """Pfns of a kdump-compressed file whose contents are not those of its ELF image."""
     with KdumpPages(dump) as pages, ElfPages(image) as memory:
         pfns = pages.pfns.tolist()
 

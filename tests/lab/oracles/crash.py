@@ -56,7 +56,7 @@ def crash_commands(
 
 
 def crash_tasks(ps: str) -> list[tuple[int, str]]:
-    """pid and comm of each line of `ps`, idle tasks (pid 0) left out; kernel threads without brackets."""
+    """pid and comm of each line of `ps`, but for idle tasks; kernel threads without brackets."""
     found = re.findall(r"^>? +(\d+) +\d+ +\d+ +[0-9a-f]{16} .* (\S.*)$", ps, re.MULTILINE)
     return [(int(pid), _bare(comm)) for pid, comm in found if pid != "0"]
 

@@ -1,7 +1,7 @@
 """drgn: the tasks of a dump, listed in a Python process of its own.
 
-A process of its own, because drgn is a large extension that the tests' process need not carry, and because a
-damaged dump may take its process down.
+A process of its own, because drgn is a large extension that the tests' process need not carry, and
+because a damaged dump may take its process down.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class ElfPages:
         return np.concatenate(runs)
 
     def read_page(self, pfn: int) -> bytes | None:
-        """A page's contents; what no segment has reads as zero, None where no segment has any of it."""
+        """A page's contents, zero where no segment has it; None if no segment has any of it."""
         first = pfn * PAGE_SIZE
         page = bytearray(PAGE_SIZE)
         found = False

@@ -1,10 +1,10 @@
-"""Reads kdump-compressed files, sharing no code with dumpstream: the judge must not have the same mistakes.
+"""Reads kdump-compressed files, sharing no code with dumpstream, so that it shares no mistake.
 
-    block 0              disk_dump_header
-    block 1 ..           kdump_sub_header (sub_hdr_size blocks)
-    then                 1st bitmap: page exists; 2nd bitmap: page is in the dump (bitmap_blocks for both)
-    then                 page_desc[] of 24 bytes, one for each bit of the 2nd bitmap
-    then                 page data, in any order
+block 0              disk_dump_header
+block 1 ..           kdump_sub_header (sub_hdr_size blocks)
+then                 1st bitmap: page exists; 2nd: page is dumped (bitmap_blocks for both)
+then                 page_desc[] of 24 bytes, one for each bit of the 2nd bitmap
+then                 page data, in any order
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class KdumpPages:
         """Maps the file and reads its headers.
 
         Raises:
-            ValueError: not a little-endian 64-bit kdump-compressed file of version 6 and 4 KiB blocks.
+            ValueError: not a little-endian 64-bit file of version 6 with 4 KiB blocks.
         """
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)

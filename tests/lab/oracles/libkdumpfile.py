@@ -74,9 +74,7 @@ class KdumpFile:
         self._file = path.open("rb")
         self._context = self._library.kdump_new()
         attribute = _Attribute(_NUMBER, _Value(number=self._file.fileno()))
-        status = self._library.kdump_set_attr(
-            self._context, b"file.fd", ctypes.byref(attribute)
-        )
+        status = self._library.kdump_set_attr(self._context, b"file.fd", ctypes.byref(attribute))
         if status != Status.OK:
             message = self._message()
             self.close()

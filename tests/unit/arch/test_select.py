@@ -15,5 +15,5 @@ def test_each_is_found_by_its_name() -> None:
 
 def test_unknown_machine() -> None:
     """A machine without a table is named, and those with one are."""
-    with pytest.raises(UnsupportedError, match="vax.*x86_64"):
+    with pytest.raises(UnsupportedError, match=r"vax.*x86_64"):
         arch_for("vax")

@@ -106,16 +106,8 @@ class TestDump:
 
 class TestOthers:
     def test_virtual_addresses(self) -> None:
-        """Hexadecimal, with or without 0x."""
-        parsed = parse("translate", "img", "ffffffff81000000", "0xFF", "10")
-
-        assert parsed.vaddrs == [0xFFFFFFFF81000000, 0xFF, 0x10]
-
-    @pytest.mark.parametrize("vaddr", ["xyz", "0x", "", "1" * 17, "-1", "1 2"])
-    def test_no_addresses(self, vaddr: str) -> None:
-        """More than 64 bits, signs and other text are wrong usage."""
-        with pytest.raises(SystemExit):
-            parse("translate", "img", "--", vaddr)
+        """Any number of them, as text: what an address is, the command itself decides."""
+        assert parse("translate", "img", "ffff", "0xFF").vaddrs == ["ffff", "0xFF"]
 
     def test_plan_takes_what_dump_takes(self) -> None:
         """Any dump command line is one for plan, which adds --json."""

@@ -190,6 +190,13 @@ class TestBudget:
         assert 2 <= got.compressor.workers < 64
         assert "64 does not fit memory.budget of 40.0 MiB" in why(got, "compressor.workers")
 
+    def test_small_batches_before_a_lone_worker(self) -> None:
+        """Where only batches of 256 KiB let a second worker in, they are taken."""
+        got = resolve(settings(memory={"budget": 17 * MIB}), machine(8), image())
+
+        assert (got.compressor.workers, got.compressor.mode) == (2, "processes")
+        assert got.compressor.batch_pages == 64
+
     def test_smallest_budget_still_makes_whole_batches(self) -> None:
         """At 8 MiB batches are 256 KiB, for every page size."""
         for page_size, n_pages in ((4096, 64), (16384, 16), (65536, 4)):

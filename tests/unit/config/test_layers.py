@@ -217,3 +217,10 @@ class TestProfiles:
                 if "=" in line and not line.startswith("#") and not above.startswith("#")
             ]
             assert bare == []
+
+    def test_documentation_lists_every_setting(self) -> None:
+        """Each setting of the default profile has its row in docs/settings.md."""
+        text = (Path(__file__).parents[3] / "docs/settings.md").read_text(encoding="utf-8")
+
+        missing = [key for key in profile_layer("default").values if f"| `{key}` |" not in text]
+        assert missing == []

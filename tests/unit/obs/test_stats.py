@@ -89,6 +89,16 @@ class TestWriting:
         assert path.read_text() == "old"
         assert list(tmp_path.iterdir()) == [path]
 
+    def test_failed_rename_leaves_nothing(self, tmp_path: Path) -> None:
+        """A name that cannot be taken over, a folder's, leaves no partial file beside it."""
+        path = tmp_path / "run.json"
+        path.mkdir()
+
+        with pytest.raises(IsADirectoryError):
+            write_stats(str(path), {"a": 1})
+
+        assert list(tmp_path.iterdir()) == [path]
+
     def test_missing_folder(self, tmp_path: Path) -> None:
         """The error is the system's, with the path."""
         with pytest.raises(FileNotFoundError):

@@ -34,10 +34,7 @@ def mappings(draw: Callable[..., int], form: PagingForm) -> PageTableBuilder:
     """A few leaves of every size, near each other, so that they share tables and touch."""
     builder = PageTableBuilder(form, ROOT)
     reach = {
-        leaf.span_bits: sum(
-            piece.mask << piece.shift if piece.shift > 0 else piece.mask >> -piece.shift
-            for piece in leaf.address
-        )
+        leaf.span_bits: sum(piece.mask << piece.shift for piece in leaf.address)
         for level in form.levels
         for leaf in level.leaves
     }

@@ -12,6 +12,8 @@ from pipeline.errors import (
 )
 from stages.arch.x86_64 import FIVE_LEVELS, TEXT_START
 from stages.reader.image import LoadSegment
+from stages.translator.kernel import open_kernel
+from tests.support.pagetable_builder import DictPages
 from tests.unit.translator.made_kernel import (
     PAGE_OFFSET,
     PHYS_BASE,
@@ -20,6 +22,10 @@ from tests.unit.translator.made_kernel import (
     UTSNAME,
     MadeKernel,
 )
+
+
+def kernel_physical(vaddr: int) -> int:
+    return vaddr - TEXT_START + PHYS_BASE
 
 
 class TestOpening:
@@ -69,7 +75,10 @@ class TestOpening:
     async def test_no_direct_map(self) -> None:
         """A start of the direct map that leads elsewhere is not believed."""
         made = MadeKernel()
-        made.tables.map(PAGE_OFFSET - (1 << 39), 0x200000, 21)
+        elsewhere = PAGE_OFFSET - (1 << 39)
+        made.tables.map(elsewhere, 0x200000, 21)
+        top_table = elsewhere - 0x200000 + kernel_physical(TOP_TABLE)
+        made.tables.map(top_table, 0x3000000, 21)
 
         kernel = await made.open()
 
@@ -143,14 +152,8 @@ class TestUtsname:
 class TestRefusals:
     async def test_no_vmcoreinfo(self) -> None:
         """An image without VMCOREINFO can't be translated."""
-        made = MadeKernel()
-        await made.open()
-        made.image.info.vmcoreinfo = None
-        from stages.translator.kernel import open_kernel
-        from tests.support.pagetable_builder import DictPages
-
         with pytest.raises(MissingInfoError, match="VMCOREINFO"):
-            await open_kernel(made.image, DictPages({}, page_size=4096))
+            await open_kernel(MadeKernel().image, DictPages({}, page_size=4096))
 
     async def test_other_machine(self) -> None:
         """An architecture without a table is named."""

@@ -18,6 +18,7 @@ from stages.translator.ranges import PhysRun, iter_runs, window_of
 from stages.translator.tables import TableReader
 from stages.translator.walk import walk
 from tests.support.pagetable_builder import DictPages, PageTableBuilder, table_entry
+from tests.unit.arch.other_forms import S390X_3
 from tests.unit.translator.mappings import (
     ALL_FORMS,
     ROOT,
@@ -89,6 +90,32 @@ class TestMerging:
         assert [run for run in runs if run.paddr is not None] == [
             PhysRun(DIRECT + (1 << 30), 2 << 30, n_bytes)
         ]
+
+    async def test_neighbours_join_across_batches(self) -> None:
+        """Contiguous memory is one run, and a hole one hole, in however many steps it was read."""
+        builder = PageTableBuilder(FOUR_LEVELS, ROOT)
+        for page in range(20 * 512):
+            builder.map(DIRECT + (page << 12), page << 12, 12)
+        for table in range(30, 50):
+            builder.map(DIRECT + (table << 21) + 4096, 4096, 12)
+            builder.clear([0x111, 0, table, 1])
+
+        runs = await runs_of(FOUR_LEVELS, tables_of(builder), Window(DIRECT, DIRECT + (1 << 30)))
+
+        assert runs == [
+            PhysRun(DIRECT, 0, 20 << 21),
+            PhysRun(DIRECT + (20 << 21), None, (1 << 30) - (20 << 21) + 1),
+        ]
+
+    async def test_lost_table_where_zero_means_page_0(self) -> None:
+        """A table that can't be read is a hole, even if an entry of zero would be valid."""
+        builder = PageTableBuilder(S390X_3, ROOT)
+        builder.map(0x5000, 0x5000, 12)
+        del builder.pages[max(builder.pages)]
+
+        runs = await runs_of(S390X_3, tables_of(builder), Window(0, 0xFFFF))
+
+        assert runs == [PhysRun(0, None, 0x10000)]
 
     async def test_one_table_page_a_level(self) -> None:
         """1 GiB in 2 MiB leaves is read by three table pages, however many leaves there are."""

@@ -39,6 +39,7 @@ class TestExplain:
         assert [step.index for step in walk.steps] == [0x111, 1, 1, 0]
         assert walk.steps[0].entry_paddr == ROOT + 0x111 * 8
         assert all(builder.peek(step.entry_paddr) == step.entry for step in walk.steps)
+        assert [step.span_bits for step in walk.steps] == [39, 30, 21, 12]
         assert walk.steps[-1].kind == EntryKind.LEAF
         assert walk.steps[-1].flags == ("PRESENT",)
 
@@ -96,7 +97,7 @@ class _AddOffset:
 
 class TestSteps:
     async def test_chain_leads_to_the_top_table(self) -> None:
-        """With steps, the top table is looked for where they lead; entries are taken as they are."""
+        """The top table is looked for where steps lead; entries are taken as they are."""
         _, builder = built_space()
         pages = DictPages(builder.pages, page_size=4096)
         steps = (_AddOffset(0x3000, 1 << 40), _AddOffset(0x1000, 1 << 40))

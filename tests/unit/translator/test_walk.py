@@ -15,6 +15,7 @@ from stages.arch.x86_64 import FIVE_LEVELS, FOUR_LEVELS
 from stages.translator.tables import TableReader
 from stages.translator.walk import NON_CANONICAL, walk
 from tests.support.pagetable_builder import DictPages, PageTableBuilder, table_entry
+from tests.unit.arch.other_forms import S390X_3
 from tests.unit.translator.mappings import (
     ALL_FORMS,
     ROOT,
@@ -69,6 +70,16 @@ class TestOutcome:
         found = await walk(FOUR_LEVELS, ROOT, tables_of(builder), addresses(DIRECT))
 
         assert found.outcome.tolist() == [3]
+
+    async def test_lost_table_where_zero_means_page_0(self) -> None:
+        """What can't be read maps nothing, even if an entry of zero would be valid."""
+        builder = PageTableBuilder(S390X_3, ROOT)
+        builder.map(0x5000, 0x5000, 12)
+        del builder.pages[max(builder.pages)]
+
+        found = await walk(S390X_3, ROOT, tables_of(builder), addresses(0x5000))
+
+        assert found.outcome.tolist() == [2]
 
     async def test_reserved_bits(self) -> None:
         """A 2 MiB leaf with address bits below 2 MiB is refused."""

@@ -1,0 +1,102 @@
+"""Credentials and signatures for S3, by botocore: the usual chain, refreshed when it must be.
+
+The chain: environment, web identity (STS), profile with everything a profile may say (assumed
+roles, SSO, a process), container metadata, instance metadata. docs/adr/0010 has what botocore
+costs and why the chain is not ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from pipeline.errors import SinkError, UnsupportedError
+
+if TYPE_CHECKING:
+    from botocore.credentials import Credentials
+    from botocore.session import Session
+
+_PROFILE_KEYS: Final = ("region", "endpoint_url")
+
+
+class S3Signer:
+    """Signs requests with whatever credentials the chain finds."""
+
+    def __init__(self, target: str, profile: str | None) -> None:
+        self._target = target
+        self._profile = profile
+        self._session: Session | None = None
+        self._credentials: Credentials | None = None
+
+    def load(self) -> Mapping[str, str]:
+        """Find credentials; region and endpoint of the profile, where it has them.
+
+        Blocks: files are read, and metadata services are asked.
+
+        Raises:
+            SinkError: there are no credentials, or the profile is broken.
+            UnsupportedError: botocore is not installed.
+        """
+        try:
+            from botocore.exceptions import BotoCoreError
+            from botocore.session import Session
+        except ImportError as error:
+            problem = "s3:// needs the package botocore (dumpstream[s3]), or s3.presigned"
+            raise UnsupportedError(problem) from error
+        try:
+            session = Session(profile=self._profile)
+            self._credentials = session.get_credentials()
+            config: dict[str, Any] = session.get_scoped_config()
+        except BotoCoreError as error:
+            raise SinkError(f"{self._target}: credentials: {error}") from error
+        if self._credentials is None:
+            raise SinkError(
+                f"{self._target}: no credentials in the environment, the profile, web identity or "
+                "instance metadata"
+            )
+        return {key: str(config[key]) for key in _PROFILE_KEYS if key in config}
+
+    def sign(
+        self, method: str, url: str, headers: Mapping[str, str], sha256: str, region: str
+    ) -> dict[str, str]:
+        """`headers` with those that authorise the request; blocks when credentials are refreshed.
+
+        Args:
+            method: in capitals.
+            url: encoded as it is sent, with its query.
+            headers: all but Host and Content-Length; every one is signed.
+            sha256: of the body, hexadecimal; the server refuses any other body.
+            region: of the bucket.
+
+        Raises:
+            SinkError: the credentials expired and cannot be refreshed.
+        """
+        from botocore.awsrequest import AWSRequest
+        from botocore.exceptions import BotoCoreError
+
+        if self._credentials is None:
+            raise SinkError(f"{self._target}: credentials were not loaded")
+        try:
+            frozen = self._credentials.get_frozen_credentials()
+        except BotoCoreError as error:
+            raise SinkError(f"{self._target}: credentials: {error}") from error
+        request = AWSRequest(method, url, headers={**headers, "host": urlsplit(url).netloc})
+        _auth_class()(frozen, region, sha256).add_auth(request)
+        return {name: str(value) for name, value in request.headers.items()}
+
+
+def _auth_class() -> Any:
+    from botocore.auth import S3SigV4Auth
+
+    class _PayloadAuth(S3SigV4Auth):  # type: ignore[misc]
+        """Takes the body's digest instead of the body."""
+
+        def __init__(self, credentials: object, region: str, sha256: str) -> None:
+            super().__init__(credentials, "s3", region)
+            self._sha256 = sha256
+
+        def payload(self, request: object) -> str:  # noqa: ARG002 - the base class's signature
+            return self._sha256
+
+    return _PayloadAuth

@@ -1,0 +1,208 @@
+"""Several SFTP connections that write one file, and what happens when one of them breaks.
+
+Pieces wait in one queue. Each lane takes some, sends them, and gives them back when the server has
+answered; what a broken lane had not been answered for goes to the front of the queue, for whichever
+lane comes first. So a lost connection costs what was under way on it, and nothing starts over::
+
+    submit -> | ready | -> lane 0: unanswered {id: piece} -> give back
+                        -> lane 1: ...            |
+              front  <----------- connection lost +
+
+Writing a piece twice is harmless: the same bytes go to the same place.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import anyio
+import anyio.lowlevel
+
+from pipeline.errors import SinkError
+from pipeline.obs.log import log_event
+from stages.sink.retry import RetryPolicy
+from stages.sink.sftp_pieces import Piece, PiecePool
+from stages.sink.sftp_session import SftpSession
+from stages.sink.sftp_wire import Reply, SftpFormatError, SftpStatusError, require_ok
+from stages.sink.ssh_process import LostConnectionError
+
+Connect = Callable[[], Awaitable[SftpSession]]
+"""Makes a session whose `handle` is the file to write."""
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """One connection and its successors."""
+
+    session: SftpSession | None
+    unanswered: dict[int, Piece] = field(default_factory=dict)
+    n_failures: int = 0
+    failing_since: float | None = None
+    """Since when nothing has been answered on it; None when all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSettings:
+    """How lanes behave.
+
+    Attributes:
+        stall_s: a lane that waits so long for an answer is taken for broken.
+        explain: what the user is told of a status that the server gave.
+    """
+
+    policy: RetryPolicy
+    stall_s: float
+    explain: Callable[[SftpSession, SftpStatusError], Awaitable[str]]
+
+
+class SftpLanes:
+    """The queue and its lanes: `run_lane` is a task for each, `submit` and `drain` feed them.
+
+    When everything is drained the tasks may be cancelled; `sessions` then holds the connections
+    on which nothing was under way, for the caller to use and to close.
+    """
+
+    def __init__(self, pool: PiecePool, n_lanes: int, connect: Connect, how: LaneSettings) -> None:
+        self._pool = pool
+        self._most_unanswered = max(pool.n_pieces // n_lanes, 1)
+        self._connect = connect
+        self._how = how
+        self._ready: deque[Piece] = deque()
+        self._n_unanswered = 0
+        self._n_live = n_lanes
+        self._changed = anyio.Event()
+        self.sessions: list[SftpSession] = []
+
+    async def submit(self, piece: Piece) -> None:
+        """Queue `piece`; the pool's size bounds the queue."""
+        await anyio.lowlevel.checkpoint()
+        self._ready.append(piece)
+        self._wake()
+
+    async def drain(self) -> None:
+        """Wait until the server has answered for everything."""
+        while self._ready or self._n_unanswered:
+            await self._changed.wait()
+
+    async def run_lane(self, session: SftpSession | None) -> None:
+        """Send pieces until cancelled; starts on `session`, or on a new connection.
+
+        Raises:
+            SinkError: the server refused a write, or this was the last lane and its connection
+                cannot be restored.
+        """
+        lane = _Lane(session)
+        try:
+            while True:
+                try:
+                    await self._work(lane)
+                except LostConnectionError as error:
+                    await self._lost(lane, error)
+        except SinkError as error:
+            if self._n_live == 1 or isinstance(error, (_RefusedWriteError, SftpFormatError)):
+                raise
+            log_event("connection_given_up", "warning", reason=str(error))
+        finally:
+            self._n_live -= 1
+            await self._leave(lane)
+
+    async def _leave(self, lane: _Lane) -> None:
+        if lane.session is not None:
+            if lane.unanswered:
+                await lane.session.close()
+            else:
+                self.sessions.append(lane.session)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def _work(self, lane: _Lane) -> None:
+        """Send and receive until the connection breaks."""
+        if lane.session is None:
+            lane.session = await self._connect()
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._send, lane, lane.session)
+                group.start_soon(self._receive, lane, lane.session)
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from errors
+
+    async def _send(self, lane: _Lane, session: SftpSession) -> None:
+        while True:
+            if not self._ready or len(lane.unanswered) >= self._most_unanswered:
+                await self._changed.wait()
+                continue
+            piece = self._ready.popleft()
+            request_id = session.new_id()
+            lane.unanswered[request_id] = piece
+            self._n_unanswered += 1
+            await session.send_write(request_id, piece.offset, piece.data)
+
+    async def _receive(self, lane: _Lane, session: SftpSession) -> None:
+        while True:
+            if not lane.unanswered:
+                await self._changed.wait()
+                continue
+            reply = await self._reply(session)
+            if reply.id not in lane.unanswered:
+                raise SftpFormatError(f"answer to {reply.id}, which was not asked")
+            try:
+                require_ok(reply)
+            except SftpStatusError as error:
+                raise _RefusedWriteError(await self._how.explain(session, error)) from error
+            self._answered(lane, reply.id)
+
+    async def _reply(self, session: SftpSession) -> Reply:
+        try:
+            with anyio.fail_after(self._how.stall_s):
+                return await session.receive()
+        except TimeoutError:
+            raise LostConnectionError(f"no answer for {self._how.stall_s:g} s") from None
+
+    def _answered(self, lane: _Lane, request_id: int) -> None:
+        self._pool.give_back(lane.unanswered.pop(request_id))
+        self._n_unanswered -= 1
+        lane.n_failures, lane.failing_since = 0, None
+        self._wake()
+
+    async def _lost(self, lane: _Lane, error: LostConnectionError) -> None:
+        """Put back what was under way, and wait before the next try.
+
+        Raises:
+            SinkError: the lane has failed for too long.
+        """
+        self._put_back(lane)
+        session, lane.session = lane.session, None
+        if session is not None:
+            await session.close()
+        now = anyio.current_time()
+        lane.failing_since = now if lane.failing_since is None else lane.failing_since
+        lane.n_failures += 1
+        delay = random.uniform(0, self._how.policy.bound_s(lane.n_failures))
+        if now + delay - lane.failing_since > self._how.policy.deadline_s:
+            raise SinkError(f"{error}; given up after {self._how.policy.deadline_s:g} s") from error
+        log_event("connection_lost", "warning", reason=str(error), retry_in_s=round(delay, 2))
+        await anyio.sleep(delay)
+
+    def _put_back(self, lane: _Lane) -> None:
+        self._ready.extendleft(reversed(lane.unanswered.values()))
+        self._n_unanswered -= len(lane.unanswered)
+        lane.unanswered.clear()
+        self._wake()
+
+
+class _RefusedWriteError(SinkError):
+    """The server answered a write with an error: another connection would get the same."""
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure of a lane's own two tasks; a refusal counts more than a connection's end."""
+    leaves = list(errors.exceptions)
+    for leaf in leaves:
+        if not isinstance(leaf, LostConnectionError):
+            return leaf
+    return leaves[0]
