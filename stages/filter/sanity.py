@@ -53,20 +53,29 @@ async def check_free_count(
 
 
 async def _zone_counters(words: KernelWords) -> list[int]:
-    """vm_stat[NR_FREE_PAGES] of every zone that has ever been set up."""
+    """vm_stat[NR_FREE_PAGES] of every zone that has ever been set up; none if that makes no sense.
+
+    Raises:
+        DumpError: VMCOREINFO or memory lack something.
+    """
     info = words.kernel.info
     what = "the check of free pages"
     zones_off = info.need_offset("pglist_data.node_zones", what)
     count_off = info.need_offset("pglist_data.nr_zones", what)
-    size = info.need_size("zone", what)
+    zone_bytes = info.need_size("zone", what)
+    node_bytes = info.need_size("pglist_data", what)
     stat_off = info.need_offset("zone.vm_stat", what)
     stat_off += info.need_number("NR_FREE_PAGES", what) * words.word
+    inside_zone = 0 <= stat_off <= zone_bytes - words.word
+    if not (inside_zone and 0 <= zones_off < node_bytes and 0 <= count_off <= node_bytes - 4):
+        return []
     out: list[int] = []
     for node in await _nodes(words):
         raw = await words.kernel.read(node + count_off, 4)
         n_zones = int(np.frombuffer(raw, dtype=f"{words.byte_order}u4")[0])
         for index in range(min(n_zones, _MAX_ZONES)):
-            value = (await words.read(node + zones_off + index * size + stat_off, 1)).astype(int)
+            at = node + zones_off + index * zone_bytes + stat_off
+            value = (await words.read(at, 1)).astype(np.int64)
             # A counter that CPUs still hold parts of may be below zero.
             out.append(max(int(value[0]), 0))
     return out

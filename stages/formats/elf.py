@@ -195,17 +195,26 @@ def check_header(header: ElfHeader, form: ElfForm) -> None:
 
 
 def parse_program_headers(
-    table: Buffer, n_headers: int, entry_size: int, form: ElfForm, *, file_off: int = 0
-) -> list[ProgramHeader]:
-    """`n_headers` program headers, `entry_size` bytes apart, from the start of `table`.
+    table: Buffer, n_headers: int, entry_size: int, form: ElfForm, *, kinds: tuple[int, ...]
+) -> list[tuple[int, ProgramHeader]]:
+    """Those of `n_headers` program headers whose p_type is in `kinds`, and where they stand.
+
+    Args:
+        table: starts with the first header.
+        n_headers: how many there are.
+        entry_size: bytes from one header to the next.
+        form: of the file.
+        kinds: p_type values; headers of other kinds cost nothing.
+
+    Returns:
+        (byte in `table`, header) pairs in file order.
 
     Raises:
-        TruncatedError: `table` is shorter; `file_off`, where it starts, goes into the message.
+        TruncatedError: `table` is shorter.
     """
     n_bytes = n_headers * entry_size
     if len(table) < n_bytes:
-        end = file_off + len(table)
-        raise TruncatedError("elf", file_off, "program headers", n_bytes, end)
+        raise TruncatedError("elf", 0, "program headers", n_bytes, len(table))
     fields = form.phdr.fields
     assert fields is not None
     names = ProgramHeader._fields
@@ -218,8 +227,10 @@ def parse_program_headers(
         }
     )
     rows = np.frombuffer(table, dtype=spaced, count=n_headers)
-    columns = [rows[name].tolist() for name in names]
-    return [ProgramHeader._make(fields) for fields in zip(*columns, strict=True)]
+    chosen = np.flatnonzero(np.isin(rows["p_type"], kinds))
+    columns = [rows[name][chosen].tolist() for name in names]
+    headers = (ProgramHeader._make(values) for values in zip(*columns, strict=True))
+    return list(zip((chosen * entry_size).tolist(), headers, strict=True))
 
 
 def pack_program_headers(headers: list[ProgramHeader], form: ElfForm) -> bytes:

@@ -304,6 +304,8 @@ class KdumpHead:
             (layout.notes_start, self.notes),
             (layout.eraseinfo_start, self.eraseinfo),
         )
+        if (layout.block_size, layout.max_mapnr) != (self.block_size, self.max_mapnr):
+            raise ValueError("block_size or max_mapnr is not the layout's")
         out = bytearray(layout.bitmap1_start)
         for start, data in pieces:
             out[start : start + len(data)] = data

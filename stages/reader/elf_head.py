@@ -21,16 +21,20 @@ from stages.formats.elf import (
 )
 from stages.formats.notes import NoteFacts, summarize_notes
 from stages.formats.vmcoreinfo import VmcoreInfo
-from stages.reader.elf_map import NO_OFFSET
 from stages.reader.file_io import ImageFile
 from stages.reader.image import ImageInfo, LoadSegment
+from stages.reader.pieces import MAX_OFF
 
 DEFAULT_PAGE_SIZE: Final = 4096
-MAX_TABLE_BYTES: Final = 64 << 20
-"""A million program headers; makedumpfile's ELF dumps have one for each gap of 1 MiB or more."""
+MAX_HEADERS: Final = 1 << 18
+"""Program headers; makedumpfile's ELF dumps have one for each gap of 1 MiB or more."""
+MAX_PADDR: Final = 1 << 48
+"""Four times what the largest machines address; keeps a lie from costing hours of empty bitmap."""
 MAX_NOTE_BYTES: Final = 64 << 20
 """8192 CPUs need 12 MiB; drivers may add dumps of their devices."""
 MAX_NOTE_SEGMENTS: Final = 64
+NO_OFFSET: Final = (1 << 64) - 1
+"""`LoadSegment.file_off` of a load whose memory the writer left out, whatever the word size."""
 
 
 def read_elf_head(file: ImageFile) -> ImageInfo:
@@ -60,7 +64,7 @@ def read_elf_head(file: ImageFile) -> ImageInfo:
         vmcoreinfo=facts.vmcoreinfo,
         vmcoreinfo_off=facts.vmcoreinfo_off,
         nr_cpus=facts.nr_cpus,
-        loads=[_load(phdr, form) for phdr in headers if phdr.p_type == PT_LOAD],
+        loads=[_load(at, phdr, form) for at, phdr in headers if phdr.p_type == PT_LOAD],
         made_by="qemu" if facts.has_qemu else None,
         eraseinfo=facts.eraseinfo,
         incomplete=file.incomplete or problem,
@@ -77,44 +81,72 @@ def page_size_of(vmcoreinfo: bytes | None) -> int | None:
         return None
 
 
-def _load(phdr: ProgramHeader, form: ElfForm) -> LoadSegment:
+def _load(at: int, phdr: ProgramHeader, form: ElfForm) -> LoadSegment:
+    """The load that the program header at byte `at` of the file describes.
+
+    Raises:
+        FormatError: memory or file bytes where there can't be any.
+    """
+    fields = form.phdr.fields
+    assert fields is not None
+    file_size = min(phdr.p_filesz, phdr.p_memsz)
+    has_paddr = phdr.p_paddr != form.ones
+    if has_paddr and phdr.p_paddr + phdr.p_memsz > MAX_PADDR:
+        wanted = f"an end below {MAX_PADDR:#x} for p_paddr {phdr.p_paddr:#x}"
+        raise FormatError("elf", at + fields["p_memsz"][1], "p_memsz", phdr.p_memsz, wanted)
+    if has_paddr and file_size and phdr.p_offset + file_size > MAX_OFF:
+        wanted = f"less than {MAX_OFF:#x}"
+        raise FormatError("elf", at + fields["p_offset"][1], "p_offset", phdr.p_offset, wanted)
     return LoadSegment(
-        paddr=None if phdr.p_paddr == form.ones else phdr.p_paddr,
+        paddr=phdr.p_paddr if has_paddr else None,
         vaddr=phdr.p_vaddr,
         mem_size=phdr.p_memsz,
         file_off=NO_OFFSET if phdr.p_offset == form.ones else phdr.p_offset,
-        file_size=phdr.p_filesz,
+        file_size=file_size,
     )
 
 
-def _read_program_headers(file: ImageFile, header: ElfHeader, form: ElfForm) -> list[ProgramHeader]:
+def _read_program_headers(
+    file: ImageFile, header: ElfHeader, form: ElfForm
+) -> list[tuple[int, ProgramHeader]]:
+    """PT_LOADs and PT_NOTEs, each with the byte of the file where its header starts."""
     n_headers = header.e_phnum
     if n_headers == PN_XNUM:
-        if header.e_shoff == 0:
-            off = 40 if form.bits == 64 else 32
-            raise FormatError("elf", off, "e_shoff", 0, "where section header 0 is")
-        raw = file.read(header.e_shoff, form.shdr.size)
-        if len(raw) < form.shdr.size:
-            end = header.e_shoff + len(raw)
-            raise TruncatedError("elf", header.e_shoff, "section header 0", form.shdr.size, end)
-        n_headers = SectionHeader.parse(raw, form).sh_info
+        n_headers = _extended_count(file, header, form)
     size, start = header.e_phentsize, header.e_phoff
-    if n_headers * size > MAX_TABLE_BYTES:
-        wanted = f"at most {MAX_TABLE_BYTES // size}"
+    if n_headers > MAX_HEADERS:
+        wanted = f"at most {MAX_HEADERS}"
         raise FormatError("elf", None, "number of program headers", n_headers, wanted)
     table = file.read(start, n_headers * size)
-    return parse_program_headers(table, n_headers, size, form, file_off=start)
+    if len(table) < n_headers * size:
+        end = start + len(table)
+        raise TruncatedError("elf", start, "program headers", n_headers * size, end)
+    found = parse_program_headers(table, n_headers, size, form, kinds=(PT_LOAD, PT_NOTE))
+    return [(start + at, phdr) for at, phdr in found]
+
+
+def _extended_count(file: ImageFile, header: ElfHeader, form: ElfForm) -> int:
+    """sh_info of section header 0, where more than 16 bits of headers are counted."""
+    if header.e_shoff == 0:
+        off = 40 if form.bits == 64 else 32
+        raise FormatError("elf", off, "e_shoff", 0, "where section header 0 is")
+    raw = file.read(header.e_shoff, form.shdr.size)
+    if len(raw) < form.shdr.size:
+        end = header.e_shoff + len(raw)
+        raise TruncatedError("elf", header.e_shoff, "section header 0", form.shdr.size, end)
+    return SectionHeader.parse(raw, form).sh_info
 
 
 def _read_notes(
-    file: ImageFile, headers: list[ProgramHeader], form: ElfForm
+    file: ImageFile, headers: list[tuple[int, ProgramHeader]], form: ElfForm
 ) -> tuple[NoteFacts, bytes, str | None]:
     """What all PT_NOTEs say, the bytes of the first, and what is wrong with them, if anything."""
     facts = NoteFacts()
     first: bytes | None = None
     problem: str | None = None
     n_left = MAX_NOTE_BYTES
-    for phdr in [phdr for phdr in headers if phdr.p_type == PT_NOTE][:MAX_NOTE_SEGMENTS]:
+    segments = [phdr for _, phdr in headers if phdr.p_type == PT_NOTE]
+    for phdr in segments[:MAX_NOTE_SEGMENTS]:
         blob = file.read(phdr.p_offset, min(phdr.p_filesz, n_left))
         n_left -= len(blob)
         if len(blob) < phdr.p_filesz:

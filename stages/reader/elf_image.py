@@ -1,7 +1,7 @@
 """ELF cores as images: /proc/vmcore, QEMU's and Xen's dumps, makedumpfile's ELF output.
 
 One run of consecutive pages costs one preadv, straight into the caller's rows. Measured, page cache
-warm: 4.4 us for one page, 1.2 us for each further run of scattered ones.
+warm: 2 us for one page, 1 us for each run of scattered ones, 3 us beside the copy for 1024 in a row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.memory.addresses import ByteArray, PfnArray
 from pipeline.memory.bitmap import PageBitmap
 from pipeline.memory.extents import EMPTY, ExtentSet
 from stages.reader.elf_head import read_elf_head
-from stages.reader.elf_map import check_loads, map_loads, were_filtered
+from stages.reader.elf_map import map_loads, usable_loads, were_filtered
 from stages.reader.file_io import ImageFile
 from stages.reader.hole_windows import HoleWindows
 from stages.reader.image import ImageInfo
@@ -38,7 +38,7 @@ class ElfImage:
             OSError: the device failed.
         """
         info = read_elf_head(file)
-        loads = check_loads(info)
+        loads = usable_loads(info)
         tails_are_zero = info.made_by == "qemu" and not were_filtered(loads)
         self._map = map_loads(loads, info.page_size, tails_are_zero=tails_are_zero)
         if file.size is not None and self._map.file_end > file.size:
@@ -53,7 +53,7 @@ class ElfImage:
         self._file = file
         self._rows = RowReader(file, info.page_size, self.read_errors)
         self._holes = HoleWindows(file, self._map, info.page_size) if file.has_holes else None
-        # bisect on lists beats searchsorted by 1 us, a quarter of what a single page costs.
+        # bisect on lists beats searchsorted by 1 us, half of what a single page costs.
         self._firsts: list[int] = self._map.first.tolist()
         self._stops: list[int] = self._map.stop.tolist()
         self._deltas: list[int] = self._map.delta.tolist()

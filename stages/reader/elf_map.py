@@ -20,15 +20,12 @@ import numpy as np
 
 from pipeline.errors import FormatError, UnsupportedError
 from pipeline.memory.extents import EMPTY, ExtentSet
+from stages.reader.elf_head import NO_OFFSET
 from stages.reader.image import ImageInfo, LoadSegment
-from stages.reader.pieces import MAX_OFF, IntArray, Pieces, make_disjoint
+from stages.reader.pieces import IntArray, Pieces, make_disjoint
 
-MAX_PADDR: Final = 1 << 48
-"""Four times what the largest machines address; keeps a lie from costing hours of empty bitmap."""
 MAX_RAM_BYTES: Final = 1 << 47
 """128 TiB described in all: bitmaps have an entry for every 128 MiB of it."""
-NO_OFFSET: Final = (1 << 64) - 1
-"""p_offset of a load whose memory the writer left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +68,16 @@ def were_filtered(loads: list[LoadSegment]) -> bool:
     )
 
 
-def check_loads(info: ImageInfo) -> list[LoadSegment]:
-    """The loads that describe physical memory, checked.
+def usable_loads(info: ImageInfo) -> list[LoadSegment]:
+    """The loads that describe physical memory, in file order.
 
     Raises:
         UnsupportedError: there is none.
-        FormatError: memory or file bytes where there can't be any.
     """
     used = [load for load in info.loads if load.paddr is not None and load.mem_size > 0]
     if not used:
         what = "an ELF core without physical memory: no PT_LOAD has a p_paddr and a p_memsz"
         raise UnsupportedError(f"{what}; {info.incomplete}" if info.incomplete else what)
-    ends = [_paddr(load) + load.mem_size for load in used]
-    for load, end in zip(used, ends, strict=True):
-        if end > MAX_PADDR:
-            wanted = f"an end below {MAX_PADDR:#x} for p_paddr {_paddr(load):#x}"
-            raise FormatError("elf", None, "p_memsz", load.mem_size, wanted)
-        if _file_size(load) and load.file_off + _file_size(load) > MAX_OFF:
-            raise FormatError("elf", None, "p_offset", load.file_off, f"less than {MAX_OFF:#x}")
     return used
 
 
@@ -97,15 +86,11 @@ def _paddr(load: LoadSegment) -> int:
     return load.paddr
 
 
-def _file_size(load: LoadSegment) -> int:
-    return min(load.file_size, load.mem_size)
-
-
 def map_loads(loads: list[LoadSegment], page_size: int, *, tails_are_zero: bool) -> ElfMap:
     """Work out where every page is.
 
     Args:
-        loads: in file order, checked by `check_loads`.
+        loads: as `usable_loads` gives them.
         page_size: bytes.
         tails_are_zero: p_memsz beyond p_filesz reads as zero (QEMU), instead of having been
             filtered out (makedumpfile).
@@ -117,9 +102,9 @@ def map_loads(loads: list[LoadSegment], page_size: int, *, tails_are_zero: bool)
     if ram.n_pages * page_size > MAX_RAM_BYTES:
         described = f"{ram.n_pages * page_size:#x} bytes of memory"
         raise FormatError("elf", None, "PT_LOADs", described, f"{MAX_RAM_BYTES:#x} at most")
-    filled = [load for load in loads if _file_size(load)]
+    filled = [load for load in loads if load.file_size]
     starts = np.array([_paddr(load) for load in filled], dtype=np.int64)
-    stops = starts + np.array([_file_size(load) for load in filled], dtype=np.int64)
+    stops = starts + np.array([load.file_size for load in filled], dtype=np.int64)
     offs = np.array([load.file_off for load in filled], dtype=np.int64)
     pieces = make_disjoint(starts, stops, offs)
     covered = _page_extents(pieces.starts, pieces.stops, page_size)

@@ -68,12 +68,14 @@ class HoleWindows:
 
     def extents(self, start: int, stop: int) -> ExtentSet:
         """Holes of pfns [start, stop)."""
-        pairs: list[tuple[int, int]] = []
-        for first, last in self._backed(start, stop):
-            for index in range(first // WINDOW_PAGES, (last - 1) // WINDOW_PAGES + 1):
-                window = self._window(index)
-                pairs.extend(window.extents.clip(start, stop))
-        return ExtentSet.from_pairs(pairs) if pairs else EMPTY
+        indices = {
+            index
+            for first, last in self._backed(start, stop)
+            for index in range(first // WINDOW_PAGES, (last - 1) // WINDOW_PAGES + 1)
+        }
+        windows = (self._window(index).extents for index in indices)
+        found = [extent for window in windows if len(window) for extent in window.clip(start, stop)]
+        return ExtentSet.from_pairs(found) if found else EMPTY
 
     def _backed(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Parts of [start, stop) that lie in the file as whole pages."""

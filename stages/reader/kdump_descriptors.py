@@ -18,7 +18,7 @@ from pipeline.memory.bitmap import BLOCK_PAGES, PageBitmap
 from stages.compressor.codecs import CODECS
 from stages.formats.kdump import PAGE_DESC
 from stages.reader.file_io import ImageFile
-from stages.reader.pieces import IntArray
+from stages.reader.pieces import MAX_OFF, IntArray
 
 DescArray: TypeAlias = NDArray[np.void]
 """`PAGE_DESC`[n]."""
@@ -128,8 +128,8 @@ def usable(table: DescArray, page_size: int, file_size: int | None) -> NDArray[n
     sizes, flags = table["size"], table["flags"]
     good = (table["offset"] > 0) & (sizes > 0) & (sizes <= page_size)
     good &= np.isin(flags, _KNOWN_FLAGS) & ((flags != 0) | (sizes == page_size))
-    if file_size is not None:
-        good &= table["offset"] <= file_size - sizes.astype(np.int64)
+    limit = MAX_OFF if file_size is None else file_size
+    good &= table["offset"] <= limit - sizes.astype(np.int64)
     found: NDArray[np.bool_] = good
     return found
 

@@ -24,8 +24,7 @@ from stages.formats.kdump import (
     utsname_strings,
 )
 from stages.formats.notes import NoteFacts, summarize_notes
-from stages.reader.elf_head import MAX_NOTE_BYTES
-from stages.reader.elf_map import MAX_PADDR
+from stages.reader.elf_head import MAX_NOTE_BYTES, MAX_PADDR
 from stages.reader.file_io import ImageFile
 from stages.reader.image import ImageInfo
 

@@ -76,14 +76,18 @@ class KdumpImage:
         saved.clear_range(self.header.end_pfn, self.max_mapnr)
         # Only in these do descriptors stay empty; elsewhere reading them all would be for nothing.
         if self.header.incomplete or self._file.incomplete is not None:
-            for pfns in list(saved.iter_pfns()):
-                lost = pfns[self._descriptors.of_pages(pfns)["offset"] == 0]
-                if len(lost):
-                    index = int(lost[0]) // BLOCK_PAGES
-                    bits = saved.block(index)
-                    bits[(lost % np.uint64(BLOCK_PAGES)).astype(np.intp)] = False
-                    saved.set_block(index, bits)
+            for index in range(saved.n_blocks):
+                if saved.block_count(index):
+                    self._drop_lost(saved, index)
         return saved
+
+    def _drop_lost(self, saved: PageBitmap, index: int) -> None:
+        pfns = saved.pfns(index)
+        lost = pfns[self._descriptors.of_pages(pfns)["offset"] == 0]
+        if len(lost):
+            bits = saved.block(index)
+            bits[(lost % np.uint64(BLOCK_PAGES)).astype(np.intp)] = False
+            saved.set_block(index, bits)
 
     def _find_zero_page(self) -> int | None:
         """Where the page of zeros is that all zero pages name, if there is one."""
@@ -93,7 +97,7 @@ class KdumpImage:
         # All parts of a split dump leave room for the descriptors of the whole.
         off = start + self._dumped.count() * PAGE_DESC.itemsize
         try:
-            page = self._file.read(off, page_size)
+            page = bytes(self._pages.read(off, off + page_size))
         except OSError:
             return None
         return off if len(page) == page_size and not page.strip(b"\0") else None

@@ -102,9 +102,9 @@ class PageDecoder:
 
     def _piece(self, span: memoryview | None, low: int, start: int, stop: int) -> memoryview:
         """Bytes [start, stop) out of the span that begins at `low`, or on their own."""
-        return self._read(start, stop) if span is None else span[start - low : stop - low]
+        return self.read(start, stop) if span is None else span[start - low : stop - low]
 
-    def _read(self, start: int, stop: int) -> memoryview:
+    def read(self, start: int, stop: int) -> memoryview:
         """Bytes [start, stop), fewer at the end of the file.
 
         Raises:
@@ -119,7 +119,7 @@ class PageDecoder:
     def _read_span(self, start: int, stop: int) -> memoryview | None:
         """The same; None when that failed, so that each page is tried alone."""
         try:
-            return self._read(start, stop)
+            return self.read(start, stop)
         except OSError:
             return None
 

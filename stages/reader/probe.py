@@ -69,8 +69,8 @@ def open_image(path: str, *, on_read_error: OnReadError | None = None) -> Image:
 
     Args:
         path: of the image.
-        on_read_error: called once for each run of pages that turns out unreadable, by the thread
-            that reads; the pages are MISSING all the same.
+        on_read_error: called for each run of pages that turns out unreadable, see `OnReadError`;
+            the pages are MISSING all the same.
 
     Raises:
         DumpError: it can't be opened, is no memory image, or is a broken one.

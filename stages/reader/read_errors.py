@@ -22,7 +22,10 @@ class BadRun(NamedTuple):
 
 
 OnReadError: TypeAlias = Callable[[BadRun], None]
-"""Called once for each run of bad pages, in the thread that reads."""
+"""Called when a run of bad pages is met, for `MAX_LISTED` runs at most, in the thread that reads.
+
+A run that goes on in the next read is not told again: it is longer than what was told.
+"""
 
 
 def reason_of(error: OSError) -> str:
@@ -57,7 +60,8 @@ class ReadErrors:
             if last.stop == run.pages.start:
                 self.runs[-1] = BadRun(Extent(last.start, run.pages.stop), run.why)
                 return
-        if len(self.runs) < MAX_LISTED:
-            self.runs.append(run)
+        if len(self.runs) >= MAX_LISTED:
+            return
+        self.runs.append(run)
         if self._notify is not None:
             self._notify(run)

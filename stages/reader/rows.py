@@ -15,7 +15,7 @@ from stages.reader.pieces import IntArray
 from stages.reader.read_errors import ReadErrors, reason_of
 
 # What only a mistake of ours brings about: these are not the image's fault.
-_BUGS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.EFAULT})
+_BUGS: Final = frozenset({errno.EBADF, errno.EINVAL})
 PAST_END: Final = "past the end of the file"
 
 

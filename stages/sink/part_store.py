@@ -6,8 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.errors import SinkError
 from stages.sink.digest import Piece
 from stages.sink.parts import Part, PartLimits
+
+
+class UploadGoneError(SinkError):
+    """The upload that was to be resumed is no longer there: aborted, or expired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,11 @@ class PartStore(Protocol):
         """Start an upload; its id, for `resume`."""
 
     async def resume(self, upload_id: str) -> Mapping[int, str] | None:
-        """Tags by part number that the store has of an upload; None when it is gone."""
+        """Tags by part number that the store has of an upload; None when it cannot say.
+
+        Raises:
+            UploadGoneError: the upload is not there any more.
+        """
 
     def seal(self, data: memoryview) -> Seal:
         """Compute a part's checksums; blocks, so a thread calls it."""

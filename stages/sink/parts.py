@@ -97,26 +97,22 @@ class Grid:
 def plan_grid(outline: Outline, limits: PartLimits, wanted_bytes: int | None) -> Grid:
     """Parts for a dump of that outline.
 
+    Parts grow so that the dump fits even if no page compresses; where the store's limits forbid
+    that, it may turn out too large when it comes to it.
+
     Args:
         outline: of the dump.
         limits: of the store.
-        wanted_bytes: part size asked for, None for the smallest; raised when the largest possible
-            dump would need too many parts.
-
-    Raises:
-        SinkError: the store cannot hold the dump.
+        wanted_bytes: part size asked for, None for the smallest.
     """
-    wanted = max(wanted_bytes or 0, limits.least_bytes)
-    low = max(wanted, _share(outline.data_start, limits.most_parts // _LOW_SHARE))
-    n_low = -(-outline.data_start // low)
-    n_data_bytes = max(outline.most_bytes - n_low * low, 0)
-    data = max(wanted, _share(n_data_bytes, limits.most_parts - n_low))
-    if max(low, data) > limits.most_bytes:
-        raise SinkError(
-            f"a dump of up to {outline.most_bytes} bytes does not fit into {limits.most_parts} "
-            f"parts of at most {limits.most_bytes} bytes"
-        )
-    return Grid(outline.data_start, low, data)
+    wanted = min(max(wanted_bytes or 0, limits.least_bytes), limits.most_bytes)
+    if outline.most_bytes <= wanted * limits.most_parts:
+        return Grid(outline.data_start, wanted, wanted)
+    n_low = max(limits.most_parts // _LOW_SHARE, 1)
+    low = min(max(wanted, _share(outline.data_start, n_low)), limits.most_bytes)
+    n_left = max(limits.most_parts - -(-outline.data_start // low), 1)
+    data = max(wanted, _share(outline.most_bytes - outline.data_start, n_left))
+    return Grid(outline.data_start, low, min(data, limits.most_bytes))
 
 
 def _share(n_bytes: int, n_parts: int) -> int:

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import anyio
 import anyio.to_thread
 
-from pipeline.errors import TornStreamError
+from pipeline.errors import SinkError, TornStreamError
 from pipeline.flow.channel import Inbox
 from pipeline.flow.items import Chunk, EndOfDump, HeadOrder, Outline, Receipt, Totals
 from pipeline.obs.log import log_event
 from stages.sink.journal import Journal
 from stages.sink.manifest import DumpFacts, Form, build_manifest
-from stages.sink.part_store import PartStore, SentPart
+from stages.sink.part_store import PartStore, SentPart, UploadGoneError
 from stages.sink.parts import Grid, Part, PartAssembler, Span, plan_grid
 from stages.sink.retry import Failure, RetryPolicy, retry
 from stages.sink.throttle import start_jitter
@@ -103,11 +103,13 @@ class PartsSink:
         former = None if self._journal is None else read_former(self._journal)
         if former is None:
             return None
-        tags = await self._try(partial(self._store.resume, former.upload_id))
-        if tags is None:
+        try:
+            tags = await self._try(partial(self._store.resume, former.upload_id))
+        except UploadGoneError:
             log_event("upload_expired", "warning", target=self._store.target)
             return None
-        former = former.still_stored(tags)
+        if tags is not None:
+            former = former.still_stored(tags)
         log_event("upload_resumed", target=self._store.target, parts=len(former.parts))
         return former
 
@@ -146,7 +148,7 @@ class PartsSink:
         def send(part: Part, data: memoryview, done: Callable[[], None]) -> None:
             group.start_soon(self._send, part, data, done, name=f"part:{part.number}")
 
-        return _Filling(grid, grid.n_open + n_sending, send)
+        return _Filling(grid, self._store.limits.most_parts, grid.n_open + n_sending, send)
 
     async def _send(self, part: Part, data: memoryview, done: Callable[[], None]) -> None:
         seal = await anyio.to_thread.run_sync(self._store.seal, data)
@@ -227,10 +229,12 @@ class _Filling:
     def __init__(
         self,
         grid: Grid,
+        most_parts: int,
         n_buffers: int,
         send: Callable[[Part, memoryview, Callable[[], None]], None],
     ) -> None:
         self._grid = grid
+        self._most_parts = most_parts
         self._assembler = PartAssembler(grid)
         self._free = anyio.Semaphore(n_buffers)
         self._send = send
@@ -258,6 +262,11 @@ class _Filling:
 
     async def _buffer(self, number: int) -> memoryview:
         """The part's buffer; all zeros when it is new, so gaps need no writing."""
+        if number > self._most_parts:
+            raise SinkError(
+                f"the dump does not fit into {self._most_parts} parts of {self._grid.data_part} "
+                "bytes"
+            )
         if number not in self._open:
             await self._free.acquire()
             n_bytes = self._grid.part(number).n_bytes

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from pipeline.errors import SinkError, UnsupportedError
 
@@ -65,7 +64,7 @@ class S3Signer:
         Args:
             method: in capitals.
             url: encoded as it is sent, with its query.
-            headers: all but Host and Content-Length; every one is signed.
+            headers: all but Host, which is signed too, and Content-Length.
             sha256: of the body, hexadecimal; the server refuses any other body.
             region: of the bucket.
 
@@ -81,12 +80,12 @@ class S3Signer:
             frozen = self._credentials.get_frozen_credentials()
         except BotoCoreError as error:
             raise SinkError(f"{self._target}: credentials: {error}") from error
-        request = AWSRequest(method, url, headers={**headers, "host": urlsplit(url).netloc})
+        request = AWSRequest(method, url, headers=dict(headers))
         _auth_class()(frozen, region, sha256).add_auth(request)
         return {name: str(value) for name, value in request.headers.items()}
 
 
-def _auth_class() -> Any:
+def _auth_class() -> type[Any]:
     from botocore.auth import S3SigV4Auth
 
     class _PayloadAuth(S3SigV4Auth):  # type: ignore[misc]
@@ -96,7 +95,7 @@ def _auth_class() -> Any:
             super().__init__(credentials, "s3", region)
             self._sha256 = sha256
 
-        def payload(self, request: object) -> str:  # noqa: ARG002 - the base class's signature
+        def payload(self, request: object) -> str:
             return self._sha256
 
     return _PayloadAuth

@@ -1,5 +1,4 @@
-"""Where an S3 object is: from ``s3://bucket/key``, the settings, the environment and the profile to
-the URL of a service. Pure."""
+"""From ``s3://bucket/key``, settings, environment and profile to the URL of an object; pure."""
 
 from __future__ import annotations
 

@@ -44,18 +44,8 @@ class _Lane:
     """Since when nothing has been answered on it; None when all is well."""
 
 
-@dataclass(frozen=True, slots=True)
-class LaneSettings:
-    """How lanes behave.
-
-    Attributes:
-        stall_s: a lane that waits so long for an answer is taken for broken.
-        explain: what the user is told of a status that the server gave.
-    """
-
-    policy: RetryPolicy
-    stall_s: float
-    explain: Callable[[SftpSession, SftpStatusError], Awaitable[str]]
+class RefusedWriteError(SinkError):
+    """The server answered a write with an error: another connection would get the same."""
 
 
 class SftpLanes:
@@ -65,11 +55,21 @@ class SftpLanes:
     on which nothing was under way, for the caller to use and to close.
     """
 
-    def __init__(self, pool: PiecePool, n_lanes: int, connect: Connect, how: LaneSettings) -> None:
+    def __init__(
+        self,
+        pool: PiecePool,
+        n_lanes: int,
+        connect: Connect,
+        policy: RetryPolicy,
+        *,
+        stall_s: float,
+    ) -> None:
+        """A lane that waits `stall_s` for an answer is taken for broken."""
         self._pool = pool
         self._most_unanswered = max(pool.n_pieces // n_lanes, 1)
         self._connect = connect
-        self._how = how
+        self._policy = policy
+        self._stall_s = stall_s
         self._ready: deque[Piece] = deque()
         self._n_unanswered = 0
         self._n_live = n_lanes
@@ -102,7 +102,7 @@ class SftpLanes:
                 except LostConnectionError as error:
                     await self._lost(lane, error)
         except SinkError as error:
-            if self._n_live == 1 or isinstance(error, (_RefusedWriteError, SftpFormatError)):
+            if self._n_live == 1 or isinstance(error, (RefusedWriteError, SftpFormatError)):
                 raise
             log_event("connection_given_up", "warning", reason=str(error))
         finally:
@@ -153,15 +153,15 @@ class SftpLanes:
             try:
                 require_ok(reply)
             except SftpStatusError as error:
-                raise _RefusedWriteError(await self._how.explain(session, error)) from error
+                raise RefusedWriteError(str(error)) from error
             self._answered(lane, reply.id)
 
     async def _reply(self, session: SftpSession) -> Reply:
         try:
-            with anyio.fail_after(self._how.stall_s):
+            with anyio.fail_after(self._stall_s):
                 return await session.receive()
         except TimeoutError:
-            raise LostConnectionError(f"no answer for {self._how.stall_s:g} s") from None
+            raise LostConnectionError(f"no answer for {self._stall_s:g} s") from None
 
     def _answered(self, lane: _Lane, request_id: int) -> None:
         self._pool.give_back(lane.unanswered.pop(request_id))
@@ -182,9 +182,9 @@ class SftpLanes:
         now = anyio.current_time()
         lane.failing_since = now if lane.failing_since is None else lane.failing_since
         lane.n_failures += 1
-        delay = random.uniform(0, self._how.policy.bound_s(lane.n_failures))
-        if now + delay - lane.failing_since > self._how.policy.deadline_s:
-            raise SinkError(f"{error}; given up after {self._how.policy.deadline_s:g} s") from error
+        delay = random.uniform(0, self._policy.bound_s(lane.n_failures))
+        if now + delay - lane.failing_since > self._policy.deadline_s:
+            raise SinkError(f"{error}; given up after {self._policy.deadline_s:g} s") from error
         log_event("connection_lost", "warning", reason=str(error), retry_in_s=round(delay, 2))
         await anyio.sleep(delay)
 
@@ -193,10 +193,6 @@ class SftpLanes:
         self._n_unanswered -= len(lane.unanswered)
         lane.unanswered.clear()
         self._wake()
-
-
-class _RefusedWriteError(SinkError):
-    """The server answered a write with an error: another connection would get the same."""
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

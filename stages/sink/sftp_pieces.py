@@ -1,7 +1,7 @@
 """Chunks cut into pieces of one write each, in a fixed amount of memory.
 
-A piece is a copy: it lives until the server has answered for it, so that it can be sent again, while
-the chunk's own memory goes back to the compressor at once.
+A piece is a copy: it lives until the server has answered for it, so that it can be sent again,
+while the chunk's own memory goes back to the compressor at once.
 """
 
 from __future__ import annotations
@@ -75,27 +75,27 @@ class Gatherer:
 
     async def add(self, chunk: Chunk) -> None:
         """Copy `chunk` into pieces; its memory is not looked at after that."""
-        cursor = chunk.kind is ChunkKind.DATA
+        is_data = chunk.kind is ChunkKind.DATA
         at, data = chunk.offset, memoryview(chunk.data)
         while data:
-            piece = await self._piece(cursor, at)
+            piece = await self._piece(is_data, at)
             n_bytes = min(len(data), self._pool.piece_bytes - piece.n_bytes)
             piece.memory[piece.n_bytes : piece.n_bytes + n_bytes] = data[:n_bytes]
             piece.n_bytes += n_bytes
             at, data = at + n_bytes, data[n_bytes:]
             if piece.n_bytes == self._pool.piece_bytes:
-                await self._submit(self._open.pop(cursor))
+                await self._submit(self._open.pop(is_data))
 
-    async def _piece(self, cursor: bool, at: int) -> Piece:  # noqa: FBT001 - a key
-        piece = self._open.get(cursor)
+    async def _piece(self, is_data: bool, at: int) -> Piece:
+        piece = self._open.get(is_data)
         if piece is not None and piece.end != at:
-            await self._submit(self._open.pop(cursor))
+            await self._submit(self._open.pop(is_data))
             piece = None
         if piece is None:
-            piece = self._open[cursor] = await self._pool.take(at)
+            piece = self._open[is_data] = await self._pool.take(at)
         return piece
 
     async def flush(self) -> None:
         """Submit what is open."""
-        for cursor in list(self._open):
-            await self._submit(self._open.pop(cursor))
+        for is_data in list(self._open):
+            await self._submit(self._open.pop(is_data))

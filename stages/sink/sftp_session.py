@@ -34,7 +34,8 @@ class SftpSession:
     writes and another one receives what comes back; never both.
 
     Attributes:
-        handle: of the one file that the session writes; the caller sets it.
+        handle: of the one file that the session writes; empty until the caller sets it.
+        read_handle: of the same file to read; empty until the caller sets it.
         most_write: bytes that one write may carry.
         most_read: bytes that one answer may carry.
     """
@@ -46,6 +47,7 @@ class SftpSession:
         self._next_id = 0
         self._extensions: dict[str, bytes] = {}
         self.handle = b""
+        self.read_handle = b""
         self.most_write = _SAFE_BYTES
         self.most_read = _SAFE_BYTES
 
@@ -156,9 +158,19 @@ class SftpSession:
                 return None
             raise
 
+    async def write(self, handle: bytes, data: bytes) -> None:
+        """Write all of a small file, one piece after the other."""
+        for at in range(0, len(data), self.most_write):
+            part = data[at : at + self.most_write]
+            request_id = self.new_id()
+            await self._send(wire.pack_write_head(request_id, handle, at, len(part)), part)
+            wire.require_ok(await self._answer(request_id))
+
     async def read(self, handle: bytes, offset: int, n_bytes: int) -> bytes:
-        """Exactly `n_bytes`, fewer only where the file ends; asked for at once, so a round trip
-        is paid once. Keep `n_bytes` to a few MiB."""
+        """Exactly `n_bytes`, fewer only where the file ends.
+
+        All is asked for at once, to pay for one round trip only: keep it to a few MiB.
+        """
         data = bytearray(n_bytes)
         end = n_bytes
         asked: dict[int, tuple[int, int]] = {}

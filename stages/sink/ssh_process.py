@@ -17,6 +17,7 @@ import anyio
 import anyio.lowlevel
 
 from pipeline.errors import SinkError
+from stages.sink.retry import TransientError
 
 if TYPE_CHECKING:
     from anyio.abc import Process
@@ -29,7 +30,7 @@ _LAST_WORDS_S: Final = 2.0
 """How long ssh may take to end once its other end is gone."""
 
 
-class LostConnectionError(SinkError):
+class LostConnectionError(TransientError):
     """The connection broke, or never came to be, for a reason that may pass."""
 
 

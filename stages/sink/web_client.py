@@ -108,9 +108,9 @@ class WebClient:
         except (httpx2.TransportError, OSError) as error:
             raise self._failure(request.url.host, error) from error
 
-    async def _steps(self, body: memoryview) -> AsyncIterator[memoryview]:
+    async def _steps(self, body: memoryview) -> AsyncIterator[bytes]:
         for at in range(0, len(body), _STEP):
-            step = body[at : at + _STEP]
+            step = bytes(body[at : at + _STEP])
             await self._bucket.take(len(step))
             yield step
 

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+import anyio
+
 from pipeline.errors import DumpError
+
+LOST: Final = (
+    OSError,
+    anyio.EndOfStream,
+    anyio.BrokenResourceError,
+    anyio.ClosedResourceError,
+)
+"""What a byte stream raises when the connection is gone."""
 
 
 class ProtocolError(DumpError):
@@ -29,3 +41,10 @@ class RefusedError(DumpError):
     def __init__(self, text: str, *, retry: bool = False) -> None:
         self.retry = retry
         super().__init__(text)
+
+
+def first_of(error: BaseException) -> BaseException:
+    """`error`, or the first one inside when it is a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -95,7 +95,7 @@ TO_RECEIVER: Final = frozenset(
 TO_SENDER: Final = frozenset({FrameType.WELCOME, FrameType.ACK, FrameType.DONE, FrameType.ERROR})
 
 _Count: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_SIZE)]
-_Token: TypeAlias = Annotated[str, Meta(pattern="^[0-9a-f]{32}\\Z")]
+Token: TypeAlias = Annotated[str, Meta(pattern="^[0-9a-f]{32}\\Z")]
 
 
 class Hello(Struct, frozen=True, kw_only=True):
@@ -108,17 +108,19 @@ class Hello(Struct, frozen=True, kw_only=True):
         identity: what is sent, in words, for the receiver's log.
         data_start, most_bytes: the outline; both 0 while it is not known yet.
         overwrite: an existing dump of that name may go, if the receiver allows it.
+        finishing: every chunk was acknowledged, what is left is the trailer.
         heartbeat_s: longest silence that the sender will keep, and wants.
     """
 
     oldest: Annotated[int, Meta(ge=0, le=1 << 16)] = VERSION
     newest: Annotated[int, Meta(ge=0, le=1 << 16)] = VERSION
     name: Annotated[str, Meta(max_length=255)] = ""
-    token: _Token
+    token: Token
     identity: Annotated[str, Meta(max_length=1024)] = ""
     data_start: _Count = 0
     most_bytes: _Count = 0
     overwrite: bool = False
+    finishing: bool = False
     heartbeat_s: Annotated[float, Meta(ge=0.05, le=60)] = 5.0
 
 
@@ -246,7 +248,11 @@ _JSON: Final[dict[FrameType, type[Struct]]] = {
     FrameType.DONE: Done,
     FrameType.ERROR: Problem,
 }
-_EMPTY: Final = {FrameType.PING: Ping(), FrameType.SYNC: Sync(), FrameType.DISCARD: Discard()}
+_EMPTY: Final[dict[FrameType, Ping | Sync | Discard]] = {
+    FrameType.PING: Ping(),
+    FrameType.SYNC: Sync(),
+    FrameType.DISCARD: Discard(),
+}
 
 
 def checksum(data: bytes | memoryview) -> int:

@@ -1,8 +1,8 @@
 """The receiver's own digests of a dump: fed from memory as chunks arrive, and from the file for
-what arrived before its last restart."""
+what arrived before its last restart.
+"""
 
 from __future__ import annotations
-
 
 from pipeline.errors import SinkError
 from pipeline.flow.items import Chunk, ChunkKind

@@ -43,7 +43,8 @@ class Limits:
     @property
     def max_connections(self) -> int:
         """Open at once: one for each dump, as many that take over from one that hangs, and a few
-        that are told to come back later."""
+        that are told to come back later.
+        """
         return 2 * self.max_dumps + 8
 
     def max_chunks(self, size: int) -> int:

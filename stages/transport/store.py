@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from pipeline.errors import DumpError, SinkError
+from pipeline.errors import DumpError
 from pipeline.flow.items import ChunkKind
 from stages.sink.manifest import parse_manifest
 from stages.transport.cursors import Cursors
@@ -36,6 +36,8 @@ class UploadStore:
 
     def __init__(self, folder_fd: int, name: str, fd: int, state: UploadState) -> None:
         self.name = name
+        self.n_written = 0
+        """Bytes written through this object."""
         self._folder_fd = folder_fd
         self._fd = fd
         self._state = state
@@ -89,25 +91,16 @@ class UploadStore:
         return store
 
     def _drop_lost(self) -> None:
-        """Truncate the books at the first chunk beyond the durable mark that is not in the file.
-
-        A head that came a second time lies where the first one did, so the first one's checksum
-        cannot match any more; it is right if the second one is.
-        """
+        """Truncate the books at the first chunk beyond the durable mark that is not in the file."""
         state = self._state
-        heads: list[int] = []
-        for seq in range(state.durable, state.n_chunks):
-            chunk = state.chunk(seq)
-            if chunk.kind is ChunkKind.HEAD:
-                heads.append(seq)
-            elif checksum(self._read(chunk)) != chunk.crc:
-                state.truncate(seq)
-                break
-        written = [state.chunk(seq) for seq in heads if seq < state.n_chunks]
-        last = {chunk.offset: chunk for chunk in written}
-        wrong = [one.seq for one in last.values() if checksum(self._read(one)) != one.crc]
-        if wrong:
-            state.truncate(min(seq for seq in heads if state.chunk(seq).offset == 0))
+        unsure = [state.chunk(seq) for seq in range(state.durable, state.n_chunks)]
+        # A head that came again lies where the first one did, so only the last can be there.
+        last_heads = {one.offset: one.seq for one in unsure if one.kind is ChunkKind.HEAD}
+        for chunk in unsure:
+            is_last = chunk.kind is not ChunkKind.HEAD or last_heads[chunk.offset] == chunk.seq
+            if is_last and checksum(self._read(chunk)) != chunk.crc:
+                state.truncate(chunk.seq)
+                return
 
     def _read(self, chunk: Same) -> bytes:
         return os.pread(self._fd, chunk.length, chunk.offset)
@@ -123,11 +116,6 @@ class UploadStore:
     @property
     def durable(self) -> int:
         return self._state.durable
-
-    @property
-    def is_laid_out(self) -> bool:
-        """Whether the outline is known, and chunks may come."""
-        return self._cursors is not None
 
     def lay_out(self, data_start: int, most_bytes: int, limits: Limits) -> None:
         """Take the outline; what was written before is entered into the cursors again.
@@ -151,13 +139,14 @@ class UploadStore:
             self._state.write_header(
                 msgspec.structs.replace(header, data_start=data_start, most_bytes=most_bytes)
             )
-        self._limits = limits
-        cursors = Cursors(data_start, limits.max_bytes)
-        for seq in range(self.position):
-            chunk = self._state.chunk(seq)
-            cursors.advance(chunk.kind, chunk.offset, chunk.length)
-        self._cursors = cursors
-        self._hasher = self._hasher or Hasher(data_start, most_bytes)
+        if self._cursors is None:
+            cursors = Cursors(data_start, limits.max_bytes)
+            for seq in range(self.position):
+                chunk = self._state.chunk(seq)
+                cursors.advance(chunk.kind, chunk.offset, chunk.length)
+            self._limits = limits
+            self._cursors = cursors
+            self._hasher = Hasher(data_start, most_bytes)
 
     def write(self, frame: ChunkFrame) -> None:
         """Write the next chunk and enter it.
@@ -185,6 +174,7 @@ class UploadStore:
             self._state.append(same)
         except OSError as error:
             raise self._refusal(error) from error
+        self.n_written += same.length
         if self._hasher.position == frame.seq:
             self._hasher.add(same, frame.data)
 

@@ -96,9 +96,7 @@ class SendWindow:
             ProtocolError: it acknowledges what was never offered on this connection.
         """
         if ack.written > self._next_out:
-            raise ProtocolError(
-                f"ACK of {ack.written} chunks where {self._next_out} had been sent"
-            )
+            raise ProtocolError(f"ACK of {ack.written} chunks where {self._next_out} had been sent")
         self.durable = max(self.durable, ack.durable)
         self._most_out = max(self._most_out, ack.written)
         return self._forget(ack.written)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.lab import cache, elfhead, initramfs
@@ -17,6 +15,8 @@ from tests.lab.elfhead import PT_LOAD, PT_NOTE, ProgramHeader
 from tests.lab.qemu import Guest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.lab.kernels import UnpackedKernel
 
 READY = "LAB-READY"
@@ -137,7 +137,9 @@ _WAYS = {
 
 def take_dump(image: Image, kernel: UnpackedKernel, dump: Path) -> str:
     """Boots the image's guest, writes its dump, and returns what the serial line said."""
-    with tempfile.TemporaryDirectory(prefix="lab-boot-", dir=cache.root()) as name:
-        _WAYS[image.method](image, kernel, Path(name), dump)
+    scratch = dump.with_name("scratch")
+    scratch.mkdir()
+    _WAYS[image.method](image, kernel, scratch, dump)
+    cache.remove(scratch)
     dump.chmod(0o644)  # QEMU makes it readable for root alone
     return serial_log(image).read_text(errors="replace").replace("\r", "")

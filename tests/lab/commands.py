@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 TAIL_LINES = 30
 
@@ -24,6 +25,18 @@ def not_installed(program: str) -> LabError:
 def tail(text: str, lines: int = TAIL_LINES) -> str:
     """The last lines of a log, for an error message."""
     return "\n".join(text.splitlines()[-lines:])
+
+
+def which(name: str) -> Path:
+    """A program on this machine's path, sbin included.
+
+    Raises:
+        LabError: it is not installed.
+    """
+    found = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin")
+    if found is None:
+        raise not_installed(name)
+    return Path(found)
 
 
 def run(

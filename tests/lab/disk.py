@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,10 +49,14 @@ def ensure_disk(size_mib: int) -> Path:
     """An ext4 image with `size_mib` MiB of files, built if it is not there yet."""
 
     def build(partial: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="lab-disk-", dir=cache.root()) as name:
-            _copy_files(Path(name), size_mib * MIB)
+        tree = partial.with_name(partial.name + ".files")
+        cache.remove(tree)  # of a build that was killed
+        try:
+            _copy_files(tree, size_mib * MIB)
             image_mib = size_mib + size_mib // 5 + 32  # room for inodes and directories
             options = ["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0"]
-            run(["mke2fs", *options, "-d", name, partial, f"{image_mib}M"])
+            run(["mke2fs", *options, "-d", tree, partial, f"{image_mib}M"])
+        finally:
+            cache.remove(tree)
 
     return cache.ensure(cache.root() / "disks" / f"files-{size_mib}.img", build)

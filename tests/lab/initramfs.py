@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.lab import cache
-from tests.lab.commands import not_installed, run
+from tests.lab.commands import run, which
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -84,18 +84,6 @@ def _copy_program(program: Path, tree: Path) -> None:
         target = tree / path.relative_to("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-
-
-def which(name: str) -> Path:
-    """A program on this machine's path, sbin included.
-
-    Raises:
-        LabError: it is not installed.
-    """
-    found = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin")
-    if found is None:
-        raise not_installed(name)
-    return Path(found)
 
 
 def _pack(tree: Path, into: Path) -> None:

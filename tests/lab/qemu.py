@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.lab.commands import LabError, not_installed, tail
+from tests.lab.commands import LabError, tail, which
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +30,7 @@ class Guest:
 
     def __init__(self, argv: Sequence[str], serial_log: Path) -> None:
         """Takes the words after `qemu-system-x86_64` and the file its serial line is written to."""
+        self._program = str(which(QEMU))
         self._argv = list(argv)
         self._log = serial_log
         self._process: subprocess.Popen[bytes] | None = None
@@ -42,13 +43,11 @@ class Guest:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         self._log.unlink(missing_ok=True)
         qmp = f"unix:{self._folder}/qmp,server=on,wait=off"
-        argv = [QEMU, *self._argv, "-display", "none", "-serial", f"file:{self._log}", "-qmp", qmp]
-        try:
-            with (self._folder / "stderr").open("wb") as stderr:
-                self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=stderr)
-        except FileNotFoundError as error:
-            self.__exit__(None, None, None)
-            raise not_installed(QEMU) from error
+        # QEMU dies with the thread that started it, also when this process is killed outright
+        argv: list[str] = ["setpriv", "--pdeathsig", "KILL", self._program, *self._argv]
+        argv += ["-display", "none", "-serial", f"file:{self._log}", "-qmp", qmp]
+        with (self._folder / "stderr").open("wb") as stderr:
+            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=stderr)
         return self
 
     def __exit__(

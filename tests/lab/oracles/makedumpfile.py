@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CODEC_OPTIONS = {"none": (), "zlib": ("-c",), "lzo": ("-l",), "zstd": ("-z",)}
-REPORT_MESSAGES = "16"  # --message-level: the report alone, no progress line
+REPORT_MESSAGES = "20"  # --message-level: errors (4) and the report (16), no progress line
 _COUNT = re.compile(r"^\s*(.+?)\s*: (0x[0-9a-f]+)$", re.MULTILINE)
 
 

@@ -48,32 +48,16 @@ def patched(facts: DemoFacts, path: Path, writes: Mapping[int, bytes]) -> Path:
     return path
 
 
-def cut_out(facts: DemoFacts, path: Path, start: int, stop: int) -> Path:
-    """A copy of the image at `path` that lacks pfns [start, stop): their PT_LOAD is split.
-
-    They must lie inside the last PT_LOAD.
-    """
+def without_tail(facts: DemoFacts, path: Path, n_pages: int) -> Path:
+    """A copy of the image at `path` that lacks the last pages of its last PT_LOAD: not saved."""
     shutil.copyfile(facts.path, path)
-    raw = bytearray(path.read_bytes())
-    phoff, count = 64, int.from_bytes(raw[56:58], "little")
-    last = phoff + (count - 1) * 56
-    words = np.frombuffer(raw, dtype="<u8", count=6, offset=last + 8)
-    file_off, vaddr, paddr, n_bytes = (int(word) for word in words[:4])
-    before, after = start * 4096 - paddr, stop * 4096 - paddr
-    notes = bytes(raw[last + 56 : 0x4000 - 56])
-    head = raw[last : last + 8]
-    pieces = ((0, before), (after, n_bytes - after))
-    table = b"".join(
-        bytes(head)
-        + np.array([file_off + at, vaddr + at, paddr + at, size, size, 0], dtype="<u8").tobytes()
-        for at, size in pieces
-    )
-    raw[last : last + 112] = table
-    raw[last + 112 : 0x4000] = notes
-    raw[56:58] = (count + 1).to_bytes(2, "little")
-    note_off = int.from_bytes(raw[phoff + 8 : phoff + 16], "little")
-    raw[phoff + 8 : phoff + 16] = (note_off + 56).to_bytes(8, "little")
-    path.write_bytes(raw)
+    with path.open("r+b") as file:
+        file.seek(56)
+        last = 64 + (int.from_bytes(file.read(2), "little") - 1) * 56
+        file.seek(last + 32)
+        file_size = int.from_bytes(file.read(8), "little") - n_pages * 4096
+        file.seek(last + 32)
+        file.write(file_size.to_bytes(8, "little"))
     return path
 
 

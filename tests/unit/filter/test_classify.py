@@ -45,7 +45,7 @@ class TestSinglePages:
         assert levels_with(4) == dropped_at(rows, "cache_private")
 
     def test_swapcache_counts_with_swapbacked_only(self, generation: str) -> None:
-        """PG_swapcache alone is PG_owner_priv_1 of somebody else; with PG_swapbacked it is cache."""
+        """PG_swapcache alone is somebody else's PG_owner_priv_1; with PG_swapbacked it is cache."""
         rows = StructRows(generation, 4)
         bits = rows.kernel.bits
         rows.put(0, flags=1 << bits.swapcache | 1 << bits.swapbacked, mapping=FILE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import FormatError, TruncatedError, UnsupportedError
@@ -54,6 +54,7 @@ def test_program_header_offsets(ei_class: int, offsets: dict[str, int]) -> None:
     assert {name: fields[name][1] for name in fields} == offsets
 
 
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(CLASSES),
     words=st.lists(st.integers(0, 2**32 - 1), min_size=8, max_size=8),
@@ -68,9 +69,14 @@ def test_program_headers_round_trip(
 
     table = elf.pack_program_headers(headers, form)
 
-    assert elf.parse_program_headers(table, n_headers, form.phdr.itemsize, form) == headers
+    size = form.phdr.itemsize
+    kinds = tuple(header.p_type for header in headers)
+    assert elf.parse_program_headers(table, n_headers, size, form, kinds=kinds) == [
+        (at * size, header) for at, header in enumerate(headers)
+    ]
 
 
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(CLASSES),
     halves=st.lists(st.integers(0, 2**16 - 1), min_size=8, max_size=8),
@@ -85,6 +91,7 @@ def test_elf_header_round_trip(kind: tuple[int, int], halves: list[int], words: 
     assert elf.ElfHeader.parse(header.pack(form), form) == header
 
 
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(CLASSES),
     words=st.lists(st.integers(0, 2**32 - 1), min_size=10, max_size=10),
@@ -103,13 +110,27 @@ def test_entry_size_is_honoured() -> None:
     header = elf.ProgramHeader(1, 7, 0x1000, 2, 3, 4, 5, 6)
     table = (elf.pack_program_headers([header], form) + bytes(8)) * 2
 
-    assert elf.parse_program_headers(table, 2, 64, form) == [header, header]
+    found = elf.parse_program_headers(table, 2, 64, form, kinds=(elf.PT_LOAD,))
+
+    assert found == [(0, header), (64, header)]
+
+
+def test_other_kinds_are_left_out() -> None:
+    """Headers that describe neither memory nor notes are not even built."""
+    header = elf.ProgramHeader(1, 7, 0x1000, 2, 3, 4, 5, 6)
+    table = elf.pack_program_headers(
+        [header._replace(p_type=0x6474E551), header, header._replace(p_type=0)], elf.ELF64_LE
+    )
+
+    found = elf.parse_program_headers(table, 3, 56, elf.ELF64_LE, kinds=(elf.PT_LOAD,))
+
+    assert found == [(56, header)]
 
 
 def test_cut_table_says_where() -> None:
-    """A table that ends early is an error that names the place and both sizes."""
-    with pytest.raises(TruncatedError, match=r"program headers at file offset 0x40.*168 bytes"):
-        elf.parse_program_headers(bytes(100), 3, 56, elf.ELF64_LE, file_off=64)
+    """A table that ends early is an error that names both sizes."""
+    with pytest.raises(TruncatedError, match=r"program headers.*cut at 100 bytes.*168 bytes"):
+        elf.parse_program_headers(bytes(100), 3, 56, elf.ELF64_LE, kinds=(1,))
 
 
 @pytest.mark.parametrize(

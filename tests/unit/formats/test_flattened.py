@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import FormatError, TruncatedError
@@ -21,6 +21,7 @@ def test_record_header_is_big_endian() -> None:
     assert flattened.record_header(0x0102, 0x03) == bytes(6) + b"\1\2" + bytes(7) + b"\3"
 
 
+@settings(deadline=None)
 @given(offset=st.integers(0, 2**62), size=st.integers(1, 2**40))
 def test_record_header_round_trip(offset: int, size: int) -> None:
     """A record's place and size survive packing."""

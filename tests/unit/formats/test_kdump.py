@@ -6,7 +6,7 @@ import struct
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import FormatError
@@ -99,6 +99,7 @@ def test_fields_newer_than_the_version_are_zero(version: int) -> None:
         assert getattr(found, name) == (at if SUB_SINCE[name] <= version else 0)
 
 
+@settings(deadline=None)
 @given(st.tuples(s64, s32, s32, u64, u64, s64, u64, s64, u64, s64, u64, u64, u64, u64))
 def test_sub_header_round_trip(fields: tuple[int, ...]) -> None:
     """A sub header survives packing, negative phys_base included."""
@@ -107,6 +108,7 @@ def test_sub_header_round_trip(fields: tuple[int, ...]) -> None:
     assert SubHeader.parse(header.pack(), 6) == header
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=390, max_size=390), st.tuples(s64, s64, u32, s32, s32, u32, u32))
 def test_main_header_round_trip(names: bytes, fields: tuple[int, ...]) -> None:
     """A main header survives packing."""
@@ -126,6 +128,7 @@ def test_page_descriptor_layout() -> None:
     }  # fmt: skip
 
 
+@settings(deadline=None)
 @given(
     block_size=st.sampled_from([4096, 16384, 65536]),
     max_mapnr=st.integers(1, 2**36),
@@ -209,6 +212,8 @@ def test_head_that_does_not_fit_is_refused() -> None:
     """Notes longer than the layout has room for are a mistake of the caller's."""
     with pytest.raises(ValueError, match="larger than the layout"):
         head().pack(KdumpLayout(4096, 100_000, 10, 7))
+    with pytest.raises(ValueError, match="not the layout's"):
+        head().pack(KdumpLayout(4096, 100_001, 5000, 7))
 
 
 @pytest.mark.parametrize("bits", [32, 64])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.formats.notes import MAX_NOTES, Note, iter_notes, pack_note, summarize_notes
@@ -15,6 +15,7 @@ names = st.text("ABCXYZ_", min_size=1, max_size=20)
 descs = st.binary(max_size=50)
 
 
+@settings(deadline=None)
 @given(
     notes=st.lists(st.tuples(names, st.integers(1, 2**32 - 1), descs), max_size=8),
     order=st.sampled_from(["<", ">"]),
@@ -32,6 +33,7 @@ def test_notes_round_trip(notes: list[tuple[str, int, bytes]], order: str) -> No
     ] == notes
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_garbage_stays_in_bounds(blob: bytes) -> None:
     """Whatever the bytes are, no note reaches past them, and nothing is raised."""
@@ -40,6 +42,7 @@ def test_garbage_stays_in_bounds(blob: bytes) -> None:
     summarize_notes(blob)
 
 
+@settings(deadline=None)
 @given(name=names, note_type=st.integers(0, 2**32 - 1), desc=descs)
 def test_pack_note_agrees_with_the_test_writer(name: str, note_type: int, desc: bytes) -> None:
     """Two writers that know nothing of each other make the same bytes."""

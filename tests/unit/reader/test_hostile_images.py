@@ -76,7 +76,7 @@ def elf_writer(**kwargs: Any) -> VmcoreWriter:  # noqa: ANN401  # fields by name
         (elf_writer(lies={"e_phnum": 65534}), TruncatedError, "program headers"),
         (elf_writer(lies={"e_phnum": 65535}), FormatError, "e_shoff"),
         (elf_writer(extended=True, lies={"sh_info": 2**32 - 1}), FormatError, "program headers"),
-        (elf_writer(extended=True, lies={"sh_info": 2**20}), TruncatedError, "program headers"),
+        (elf_writer(extended=True, lies={"sh_info": 2**18}), TruncatedError, "program headers"),
         (elf_writer(extended=True, lies={"e_shoff": 2**63}), TruncatedError, "section header 0"),
         (elf_writer().load(paddr=0, mem_size=2**63), FormatError, "p_memsz"),
         (elf_writer().load(paddr=2**63, mem_size=2**63), FormatError, "p_memsz"),

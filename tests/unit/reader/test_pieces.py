@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.reader.pieces import make_disjoint
@@ -13,6 +13,7 @@ ranges = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(ranges)
 def test_first_range_wins_every_byte(given_ranges: list[tuple[int, int, int]]) -> None:
     """Each byte lies where the first range that has it says; pieces are disjoint and ascend."""
@@ -41,6 +42,7 @@ def test_neighbours_that_continue_each_other_are_joined() -> None:
     assert [column.tolist() for column in pieces] == [[0], [200], [1000]]
 
 
+@settings(deadline=None)
 @given(ranges, st.integers(0, 90), st.integers(1, 30))
 def test_overlapping_finds_the_pieces_of_a_window(
     given_ranges: list[tuple[int, int, int]], start: int, length: int

@@ -1,0 +1,176 @@
+"""The receiver's end of one connection that carries a dump: take, write, acknowledge.
+
+::
+
+    reader ── frames, a few MiB ──▶ writer ── threads: write, hash, sync
+                                       │
+    beat ── every heartbeat_s ──▶ ACK ◀┘
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+import anyio.to_thread
+from anyio.abc import TaskGroup
+
+from pipeline.flow.channel import Channel
+from stages.sink.throttle import TokenBucket
+from stages.transport.depot import Depot
+from stages.transport.errors import ProtocolError
+from stages.transport.frames import (
+    Ack,
+    ChunkFrame,
+    Discard,
+    Done,
+    Frame,
+    Hello,
+    Ping,
+    Same,
+    Sync,
+    TrailerFrame,
+)
+from stages.transport.limits import Limits
+from stages.transport.link import Link, LinkLostError
+from stages.transport.store import UploadStore
+
+_QUEUE_BYTES: Final = 2 << 20
+"""Read ahead of the disk; with 8 senders 16 MiB, and as much again in buffers being filled."""
+_SAME_ACKS: Final = 256
+_FRAME_BYTES: Final = 128
+
+
+@dataclass(slots=True, frozen=True)
+class _Queued:
+    frame: Frame
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.frame.data) if isinstance(self.frame, ChunkFrame) else _FRAME_BYTES
+
+
+class Session:
+    """Runs until the dump is committed or given up, or the connection fails."""
+
+    def __init__(
+        self,
+        link: Link,
+        hello: Hello,
+        store: UploadStore,
+        depot: Depot,
+        limits: Limits,
+        bucket: TokenBucket,
+    ) -> None:
+        self._link = link
+        self._hello = hello
+        self._store = store
+        self._depot = depot
+        self._limits = limits
+        self._bucket = bucket
+        self._confirmed = 0
+        """Chunks below are what the sender has, as far as this connection knows."""
+        self._is_busy = False
+        self._syncing = anyio.Lock()
+        self._synced = store.n_written
+        self._n_same = 0
+        self.is_over = False
+        """The upload was committed or discarded."""
+
+    async def run(self) -> None:
+        """Converse.
+
+        Raises:
+            LinkLostError: the connection is gone or idle; the upload can be resumed.
+            RefusedError: what came is not taken.
+            ProtocolError: the sender breaks the rules.
+        """
+        queue: Channel[_Queued] = Channel("queue", _QUEUE_BYTES)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._beat)
+            group.start_soon(self._read, queue)
+            await self._write(queue, group)
+            group.cancel_scope.cancel()
+
+    async def _read(self, queue: Channel[_Queued]) -> None:
+        idle_s = self._limits.idle_timeout_s
+        while True:
+            try:
+                with anyio.fail_after(idle_s):
+                    frame = await self._link.receive()
+            except TimeoutError:
+                raise LinkLostError(f"no whole frame for {idle_s:g} s") from None
+            item = _Queued(frame)
+            await self._bucket.take(item.n_bytes)
+            await queue.send(item)
+
+    async def _beat(self) -> None:
+        while True:
+            await anyio.sleep(self._hello.heartbeat_s)
+            await self._acknowledge()
+
+    async def _acknowledge(self) -> None:
+        durable = min(self._store.durable, self._confirmed)
+        await self._link.send(Ack(self._confirmed, durable, self._is_busy))
+
+    async def _write(self, queue: Channel[_Queued], group: TaskGroup) -> None:
+        while not self.is_over:
+            self._is_busy = False
+            frame = (await queue.receive()).frame
+            self._is_busy = True
+            if isinstance(frame, ChunkFrame):
+                await self._take(frame)
+                self._sync_in_time(group)
+            elif isinstance(frame, Same):
+                await self._compare(frame, is_last=queue.fill_bytes == 0)
+            elif isinstance(frame, Sync):
+                await self._sync()
+                self._confirmed = self._store.position
+                await self._acknowledge()
+            elif isinstance(frame, TrailerFrame):
+                await self._finish(frame)
+            elif isinstance(frame, Discard):
+                self.is_over = await anyio.to_thread.run_sync(self._depot.discard, self._store)
+                return
+            elif not isinstance(frame, Ping):
+                raise ProtocolError(f"{type(frame).__name__} in the middle of an upload")
+
+    async def _take(self, frame: ChunkFrame) -> None:
+        if frame.seq < self._store.position:
+            self._store.compare(frame.same())
+        else:
+            await anyio.to_thread.run_sync(self._store.write, frame)
+        self._confirmed = frame.seq + 1
+        await self._acknowledge()
+
+    async def _compare(self, frame: Same, *, is_last: bool) -> None:
+        self._store.compare(frame)
+        self._confirmed = frame.seq + 1
+        self._n_same += 1
+        if is_last or self._n_same % _SAME_ACKS == 0:
+            await self._acknowledge()
+
+    def _sync_in_time(self, group: TaskGroup) -> None:
+        """Sync beside the writing, so that the line does not wait for the disk."""
+        n_bytes = self._store.n_written - self._synced
+        if n_bytes >= self._limits.sync_bytes and not self._syncing.locked():
+            self._synced = self._store.n_written
+            group.start_soon(self._sync)
+
+    async def _sync(self) -> None:
+        async with self._syncing:
+            await anyio.to_thread.run_sync(self._store.sync)
+
+    async def _finish(self, frame: TrailerFrame) -> None:
+        async with self._syncing:
+            await anyio.to_thread.run_sync(_verify_and_commit, self._store, frame)
+        self._depot.finished(self._store)
+        self.is_over = True
+        await self._link.send(Done(name=self._store.name))
+
+
+def _verify_and_commit(store: UploadStore, frame: TrailerFrame) -> None:
+    """In one go, so that a cancellation falls before or after it."""
+    store.verify(frame)
+    store.commit(frame.manifest)
