@@ -309,6 +309,12 @@ def _assemble(
         sink=sink,
         dump=dump,
         run=settings.run,
+        net=settings.net,
+        s3=settings.s3,
+        azure=settings.azure,
+        ssh=settings.ssh,
+        http=settings.http,
+        tcp=settings.tcp,
         reasons=(),
         shares=division.shares(sizes),
     )

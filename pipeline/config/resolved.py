@@ -16,6 +16,14 @@ from pipeline.config.settings import (
     RunSettings,
     WriteMode,
 )
+from pipeline.config.targets import (
+    AzureSettings,
+    HttpSettings,
+    NetSettings,
+    S3Settings,
+    SshSettings,
+    TcpSettings,
+)
 
 
 class MachineFacts(Struct, frozen=True):
@@ -132,6 +140,12 @@ class Resolved(Struct, frozen=True):
     sink: ResolvedSink
     dump: DumpSettings
     run: RunSettings
+    net: NetSettings
+    s3: S3Settings
+    azure: AzureSettings
+    ssh: SshSettings
+    http: HttpSettings
+    tcp: TcpSettings
     reasons: tuple[Reason, ...]
     shares: tuple[MemoryShare, ...]
 

@@ -10,6 +10,14 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from pipeline.config.targets import (
+    AzureSettings,
+    HttpSettings,
+    NetSettings,
+    S3Settings,
+    SshSettings,
+    TcpSettings,
+)
 from pipeline.memory.sizes import show_size
 
 KIB = 1 << 10
@@ -126,3 +134,13 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     sink: SinkSettings = SinkSettings()
     dump: DumpSettings = DumpSettings()
     run: RunSettings = RunSettings()
+    net: NetSettings = NetSettings()
+    s3: S3Settings = S3Settings()
+    azure: AzureSettings = AzureSettings()
+    ssh: SshSettings = SshSettings()
+    http: HttpSettings = HttpSettings()
+    tcp: TcpSettings = TcpSettings()
+
+
+NETWORK_SECTIONS = ("net", "s3", "azure", "ssh", "http", "tcp")
+"""Sections that only targets with a URL read; documented in docs/targets.md."""

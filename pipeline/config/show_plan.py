@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from pipeline.config.layers import LoadedSettings
+from pipeline.config.layers import BUILT_IN, LoadedSettings
 from pipeline.config.resolved import Resolved
 from pipeline.config.schema import is_size, setting_keys
+from pipeline.config.settings import NETWORK_SECTIONS
 from pipeline.memory.sizes import show_size
 
 
@@ -65,6 +66,7 @@ def plan_text(resolved: Resolved, loaded: LoadedSettings) -> str:
     rows = [
         (row.key, _shown(row.key, row.value), _shown_origin(row), row.why)
         for row in plan_rows(resolved, loaded)
+        if _matters(row, loaded)
     ]
     memory = [
         (each.consumer, show_size(each.n_bytes), "" if each.counted else "outside the budget")
@@ -74,6 +76,12 @@ def plan_text(resolved: Resolved, loaded: LoadedSettings) -> str:
     memory.append(("in all", show_size(resolved.counted_bytes), budget))
     settings_table = _table([("setting", "value", "from", "why"), *rows])
     return f"{settings_table}\n\n{_table([('memory of', 'at most', ''), *memory])}"
+
+
+def _matters(row: PlanRow, loaded: LoadedSettings) -> bool:
+    """Settings of network targets are shown where somebody set them."""
+    section = row.key.split(".")[0]
+    return section not in NETWORK_SECTIONS or loaded.origin(row.key) != BUILT_IN
 
 
 def _row_object(row: PlanRow) -> dict[str, object]:

@@ -135,7 +135,8 @@ class HttpSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 class TcpSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """``tcp://`` and ``tls://``: the sender's end. The receiver takes its limits as options; the
-    authority that must have signed its certificate is `net.ca_file`."""
+    authority that must have signed its certificate is `net.ca_file`.
+    """
 
     window_bytes: Annotated[int, size(256 * KIB, 4 * GIB)] = 8 * MIB
     """Sent and not yet acknowledged; 8 MiB fill 50 MB/s at a round trip of 160 ms."""

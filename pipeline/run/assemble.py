@@ -93,36 +93,25 @@ async def filter_pages(
     counters: RunCounters,
 ) -> FilterResult:
     """Pass 1: which pages are kept. Its warnings are logged, its counts are booked."""
+    from pipeline.flow.channel import Channel
     from pipeline.obs.log import log_event
+    from pipeline.run.runner import Flow, run_flow
+    from stages.filter.collector import FilterCollector
     from stages.filter.stage import FilterStage
 
-    watcher = _FilterWatcher(counters)
-    await FilterStage(image, kernel, level, resolved.filter.window_bytes).run(watcher)
-    chosen: FilterResult = watcher.last.result
+    verdicts: Channel[Any] = Channel("filter", resolved.filter.channel_bytes)
+    counters.channels.append(verdicts.stats)
+    collector = FilterCollector(counters)
+    stage = FilterStage(image, kernel, level, resolved.filter.window_bytes)
+    await run_flow(Flow(stage, [], collector, [verdicts]))
+    chosen = collector.result
     for sentence in [*(kernel.warnings if kernel is not None else ()), *chosen.warnings]:
         log_event("filter_warning", "warning", text=sentence)
     counters.excluded = {name: n_pages for name, n_pages in chosen.counts.items() if n_pages}
     return chosen
 
 
-class _FilterWatcher:
-    """Takes the filter's verdicts as they come; lets other tasks run between them."""
-
-    def __init__(self, counters: RunCounters) -> None:
-        self._counters = counters
-        self.last: Any = None
-
-    async def send(self, item: Any) -> None:
-        import anyio.lowlevel
-
-        self.last = item
-        self._counters.pages_done += getattr(item, "n_pages", 0)
-        await anyio.lowlevel.checkpoint()
-
-
-def make_pool(
-    image: Image, resolved: Resolved, level: int
-) -> tuple[EncoderPool, SlotArena]:
+def make_pool(image: Image, resolved: Resolved, level: int) -> tuple[EncoderPool, SlotArena]:
     """Workers and the slots they share; not started yet."""
     from stages.compressor.encode import BatchWorker, EncodeSettings
     from stages.compressor.slots import SlotArena
@@ -170,9 +159,7 @@ def make_sink(request: DumpRequest, resolved: Resolved, settings: Settings) -> S
         return make_remote_sink(request.target, settings)
     from stages.sink.partial_file import PartialFile
 
-    file = PartialFile(
-        request.target, overwrite=resolved.dump.overwrite, fsync=resolved.sink.fsync
-    )
+    file = PartialFile(request.target, overwrite=resolved.dump.overwrite, fsync=resolved.sink.fsync)
     if resolved.dump.flatten:
         from stages.sink.flattened import FileStream, FlattenedSink
 
@@ -232,6 +219,7 @@ async def make_flow(
         Channel("compressor", resolved.compressor.channel_bytes),
         Channel("writer", resolved.writer.channel_bytes),
     ]
+    counters.channels += [channel.stats for channel in channels]
     return Flow(reader, [compressor, writer], sink, channels)
 
 

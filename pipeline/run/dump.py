@@ -116,7 +116,6 @@ async def _both_passes(run: _Run, sink: Sink[Any]) -> Receipt:
     )
     receipt = await run_flow(flow)
     counters.end_phase()
-    counters.channels = [channel.stats for channel in flow.channels]
     counters.add_stage_seconds("compressor", run.pool.worker_seconds())
     counters.add_stage_seconds("sync", receipt.seconds_syncing)
     assemble.book_cache(cache, counters)

@@ -54,6 +54,11 @@ class SectionVerdict:
     n_bad_orders: int = 0
 
     @property
+    def n_pages(self) -> int:
+        """Saved pages that the verdict is about."""
+        return int(np.count_nonzero(self.kept)) + int(self.counts.sum())
+
+    @property
     def n_bytes(self) -> int:
         return self.kept.nbytes + self.counts.nbytes
 

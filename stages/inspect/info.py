@@ -97,7 +97,8 @@ def info_lines(facts: dict[str, Any]) -> list[str]:
     pages = facts["pages"]
     size = facts["page_size"]
     out = [
-        f"format        {facts['format']}" + (f", made by {facts['made_by']}" if facts["made_by"] else ""),
+        f"format        {facts['format']}"
+        + (f", made by {facts['made_by']}" if facts["made_by"] else ""),
         f"machine       {facts['machine']}, {facts['cpus']} CPUs, pages of {size} bytes",
     ]
     if facts["dump_level"]:
@@ -106,7 +107,9 @@ def info_lines(facts: dict[str, Any]) -> list[str]:
     if kernel.get("release"):
         out.append(f"kernel        {kernel['release']}")
     if "utsname" in kernel:
-        out.append(f"              {kernel['utsname']['version']}, host {kernel['utsname']['nodename']}")
+        out.append(
+            f"              {kernel['utsname']['version']}, host {kernel['utsname']['nodename']}"
+        )
     if "paging" in kernel:
         out.append(f"addresses     {_addresses(kernel)}")
     if "memory_model" in facts:
@@ -127,7 +130,9 @@ _MAX_EXTENTS = 8
 
 
 def _addresses(kernel: dict[str, Any]) -> str:
-    said = f"{kernel['paging']}, phys_base {kernel['phys_base']:#x}, KASLR {kernel['kaslr_offset']:#x}"
+    said = (
+        f"{kernel['paging']}, phys_base {kernel['phys_base']:#x}, KASLR {kernel['kaslr_offset']:#x}"
+    )
     if kernel.get("page_offset") is not None:
         said += f", direct map at {kernel['page_offset']:#x}"
     return said

@@ -1,7 +1,8 @@
 """ELF cores as images: /proc/vmcore, QEMU's and Xen's dumps, makedumpfile's ELF output.
 
 One run of consecutive pages costs one preadv, straight into the caller's rows. Measured, page cache
-warm: 2 us for one page, 1 us for each run of scattered ones, 3 us beside the copy for 1024 in a row.
+warm: 2 us for one page, 1 us for each run of scattered ones, 3 us above the bare preadv for 1024
+pages in a row.
 """
 
 from __future__ import annotations

@@ -85,10 +85,10 @@ class PartStore(Protocol):
         """Store the manifest next to the object."""
 
     async def complete(self, parts: Sequence[SentPart]) -> None:
-        """Make the object visible, all at once, and see that it is what was sent.
+        """Make the object visible, all at once; `parts` ascend and leave no gap."""
 
-        `parts` ascend and leave no gap.
-        """
+    async def confirm(self, parts: Sequence[SentPart]) -> None:
+        """See that the object is there, is ours, and is what was sent."""
 
     async def abort(self) -> None:
         """Discard the parts, and the manifest if it was put."""

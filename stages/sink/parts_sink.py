@@ -172,6 +172,7 @@ class PartsSink:
         )
         await self._try(partial(self._store.put_manifest, manifest.pack()))
         await self._try(partial(self._store.complete, parts))
+        await self._try(partial(self._store.confirm, parts))
         self._upload_id = None
         if self._journal is not None:
             self._journal.remove()

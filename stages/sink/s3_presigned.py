@@ -156,7 +156,6 @@ class PresignedStore:
             await self._good("store the manifest", "PUT", self._urls.manifest, headers, data)
 
     async def complete(self, parts: Sequence[SentPart]) -> None:
-        size = sum(sent.part.n_bytes for sent in parts)
         completed = [CompletedPart(one.part.number, one.tag, "") for one in parts]
         body = complete_document(completed, "none")
         what = "complete the upload"
@@ -165,23 +164,21 @@ class PresignedStore:
                 what, "POST", self._urls.complete, {}, body, _COMPLETE_PATIENCE_S
             )
         except S3RefusedError as error:
-            # An earlier attempt may have succeeded although its answer was lost.
-            if error.code != "NoSuchUpload" or await self._stored_size() != size:
+            # An earlier attempt may have succeeded although its answer was lost: `confirm` looks.
+            if error.code != "NoSuchUpload" or self._urls.head is None:
                 raise
             return
         if is_error(answer.body):
             raise refusal(self.target, what, answer)
-        stored = await self._stored_size()
-        if stored is not None and stored != size:
-            raise SinkError(f"{self.target}: {stored} bytes are stored, {size} were sent")
 
-    async def _stored_size(self) -> int | None:
-        """Bytes of the object; None when the document does not let us ask."""
+    async def confirm(self, parts: Sequence[SentPart]) -> None:
         if self._urls.head is None:
-            return None
+            return
+        size = sum(sent.part.n_bytes for sent in parts)
         answer = await self._good("look for the object", "HEAD", self._urls.head)
-        text = answer.headers.get("content-length", "")
-        return int(text) if text.isdigit() else None
+        seen = answer.headers.get("content-length")
+        if seen != str(size):
+            raise SinkError(f"{self.target}: {seen} bytes are stored, {size} were sent")
 
     async def abort(self) -> None:
         if self._document is not None and self._document.abort is not None:

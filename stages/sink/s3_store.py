@@ -65,6 +65,7 @@ class S3Store:
         self._run = secrets.token_hex(8)
         self._overwrite = False
         self._put_a_manifest = False
+        self._doubt: S3RefusedError | None = None
 
     @property
     def _checksum(self) -> Checksum:
@@ -169,47 +170,43 @@ class S3Store:
         )
 
     async def complete(self, parts: Sequence[SentPart]) -> None:
-        size = sum(sent.part.n_bytes for sent in parts)
-        try:
-            answer = await self._complete(parts)
-        except S3RefusedError as error:
-            if error.code != "NoSuchUpload" and error.status != 412:
-                raise
-            # An earlier attempt may have succeeded although its answer was lost.
-            if not await self._is_ours():
-                if error.status == 412:
-                    problem = "exists since the upload began; -f overwrites it"
-                    raise SinkError(f"{self.target}: {problem}") from error
-                raise
-        else:
-            self._check_composite(answer, parts)
-        head = await self._requests.good("look for the object", "HEAD")
-        if head.headers.get("content-length") != str(size):
-            seen = head.headers.get("content-length")
-            raise SinkError(f"{self.target}: {seen} bytes are stored, {size} were sent")
-
-    async def _complete(self, parts: Sequence[SentPart]) -> Answer:
         completed = [CompletedPart(one.part.number, one.tag, one.seal.check) for one in parts]
         body = complete_document(completed, self._checksum)
         headers = {"content-type": "application/xml"}
         if not self._overwrite:
             headers["if-none-match"] = "*"
-        answer = await self._requests.good(
-            "complete the upload",
-            "POST",
-            {"uploadId": self._upload_id},
-            headers,
-            body,
-            sha256=hashlib.sha256(body).hexdigest(),
-            patience_s=_COMPLETE_PATIENCE_S,
-        )
+        what = "complete the upload"
+        try:
+            answer = await self._requests.good(
+                what,
+                "POST",
+                {"uploadId": self._upload_id},
+                headers,
+                body,
+                sha256=hashlib.sha256(body).hexdigest(),
+                patience_s=_COMPLETE_PATIENCE_S,
+            )
+        except S3RefusedError as error:
+            if error.code != "NoSuchUpload" and error.status != 412:
+                raise
+            # An earlier attempt may have succeeded although its answer was lost: `confirm` looks.
+            self._doubt = error
+            return
         if is_error(answer.body):
-            raise refusal(self.target, "complete the upload", answer)
-        return answer
+            raise refusal(self.target, what, answer)
+        self._check_composite(answer, parts)
 
-    async def _is_ours(self) -> bool:
-        answer = await self._requests.call("HEAD")
-        return answer.is_good and answer.headers.get(_RUN_KEY) == self._run
+    async def confirm(self, parts: Sequence[SentPart]) -> None:
+        size = sum(sent.part.n_bytes for sent in parts)
+        head = await self._requests.good("look for the object", "HEAD")
+        if self._doubt is not None and head.headers.get(_RUN_KEY) != self._run:
+            if self._doubt.status == 412:
+                problem = f"{self.target}: exists since the upload began; -f overwrites it"
+                raise SinkError(problem) from self._doubt
+            raise self._doubt
+        if head.headers.get("content-length") != str(size):
+            seen = head.headers.get("content-length")
+            raise SinkError(f"{self.target}: {seen} bytes are stored, {size} were sent")
 
     def _check_composite(self, answer: Answer, parts: Sequence[SentPart]) -> None:
         seen = parse_composite(answer.body, self._checksum)

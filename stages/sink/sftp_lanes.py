@@ -140,6 +140,8 @@ class SftpLanes:
             request_id = session.new_id()
             lane.unanswered[request_id] = piece
             self._n_unanswered += 1
+            if len(lane.unanswered) == 1:
+                self._wake()  # the receiver waits for something to wait for
             await session.send_write(request_id, piece.offset, piece.data)
 
     async def _receive(self, lane: _Lane, session: SftpSession) -> None:

@@ -87,8 +87,9 @@ class SftpStatusError(SinkError):
 
     def __init__(self, code: int, message: str) -> None:
         self.code = code
-        text = message or (Code(code).name if code in Code else f"status {code}")
-        super().__init__(text)
+        known = Code.__members__.items()
+        names = [name.replace("_", " ").lower() for name, value in known if value == code]
+        super().__init__(message or (names[0] if names else f"status {code}"))
 
 
 class SftpFormatError(SinkError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -213,6 +214,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _reason(error: Exception) -> str:
     """The operating system's words where there are any."""
     for cause in _chain(error):
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
+        # asyncio puts its own words, with the address, into `strerror`.
+        if isinstance(cause, OSError) and cause.errno is not None and cause.errno > 0:
+            return os.strerror(cause.errno)
     return str(error) or type(error).__name__

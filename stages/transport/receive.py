@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from stages.transport.limits import Limits
 
 if TYPE_CHECKING:
     import ssl
+
+    import anyio
 
 MAX_DUMPS: Final = 256
 """Received at once: four descriptors and about 5 MiB each."""
@@ -52,7 +55,6 @@ def run_receive(request: ReceiveRequest) -> int:
         SinkError: the address, the directory or the file cannot be used.
         TornStreamError: the stream on standard input was cut.
         FormatError: standard input is no flattened stream.
-        KeyboardInterrupt: how a receiver that listens ends; uploads can be resumed by the next.
     """
     if request.listen is None:
         return _run_stream(request)
@@ -71,12 +73,25 @@ def run_receive(request: ReceiveRequest) -> int:
     from stages.transport.receiver import serve
 
     async def run() -> None:
-        await serve(listen, Path(request.target), limits, tls, on_listening=_say_listening)
+        async with anyio.create_task_group() as group:
+            group.start_soon(_stop_on_signal, group.cancel_scope)
+            await serve(listen, Path(request.target), limits, tls, on_listening=_say_listening)
 
     if tls is None:
         log_event("receiver_open_to_all", "warning", why="no --tls-cert: whoever connects may send")
     anyio.run(run)
     return EXIT_DONE
+
+
+async def _stop_on_signal(scope: anyio.CancelScope) -> None:
+    """Being told to stop is how a receiver ends well; the next one goes on with its uploads."""
+    import anyio
+
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            log_event("receiver_stopped", signal=signal.Signals(number).name)
+            scope.cancel()
+            return
 
 
 def _say_listening(host: str, port: int) -> None:

@@ -19,7 +19,16 @@ import numpy as np
 
 from pipeline.errors import PageCountError, TornStreamError
 from pipeline.flow.channel import Inbox, Outbox
-from pipeline.flow.items import Chunk, ChunkKind, CodedBatch, EndOfDump, HeadOrder, Outline, PageState, Totals
+from pipeline.flow.items import (
+    Chunk,
+    ChunkKind,
+    CodedBatch,
+    EndOfDump,
+    HeadOrder,
+    Outline,
+    PageState,
+    Totals,
+)
 from pipeline.memory.bitmap import PageBitmap
 from pipeline.obs.counters import RunCounters
 from stages.formats.kdump import PAGE_DESC, KdumpHead, KdumpLayout

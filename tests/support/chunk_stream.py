@@ -3,10 +3,11 @@ offset, so any part of the result can be checked without a reference copy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 import anyio
+import anyio.lowlevel
 import numpy as np
 
 from pipeline.flow.channel import Channel, Outbox
@@ -62,6 +63,7 @@ class ChunkStream:
         chunk_bytes: of a data chunk, the last may be smaller.
         fail_at: raise instead of sending the data chunk that holds this byte of the data.
         torn: stop there quietly instead, without `EndOfDump`.
+        before_failure: awaited first, so that a test decides how far the sink has come.
     """
 
     data_bytes: int
@@ -72,6 +74,7 @@ class ChunkStream:
     seed: int = 0
     fail_at: int | None = None
     torn: bool = False
+    before_failure: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
     head_order: HeadOrder = HeadOrder.LAST
     name: str = "chunks"
     n_sent: int = field(default=0, init=False)
@@ -120,6 +123,7 @@ class ChunkStream:
         await self._send_low(outbox, low, ChunkKind.BITMAP)
         for at in range(0, self.data_bytes, self.chunk_bytes):
             if self.fail_at is not None and at + self.chunk_bytes > self.fail_at:
+                await self.before_failure()
                 if self.torn:
                     return
                 raise OSError(5, "Input/output error")

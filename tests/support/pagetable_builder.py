@@ -11,6 +11,7 @@ Text, one statement a line, `#` starts a comment::
     pgd[0x1ff] -> pud[2] -> 0x3c0000000 (1G)         a leaf of 1 GiB, tables placed as needed
     pgd[0x1ff] -> pud[3] -> pmd[0] -> table 0x1000   the entry points to a table at 0x1000
     pgd[0x1ff] -> pud[4] = 0x80                      the entry is exactly this
+    @0x2a618 = 0x80000001000001e3                    the entry at this address is exactly this
     lose 0x2000                                      the page of paddr 0x2000 is not in the image
 """
 
@@ -111,6 +112,11 @@ class PageTableBuilder:
             self.pages.pop(int(line.removeprefix("lose "), 0) >> self.form.page_bits)
             return
         path, equals, raw = line.partition(" = ")
+        if path.startswith("@"):
+            at = int(path.removeprefix("@"), 0)
+            self.pages.setdefault(at >> self.form.page_bits, bytearray(1 << self.form.page_bits))
+            self._write(at, int(raw, 0))
+            return
         *steps, last = path.split(" -> ")
         if equals:
             steps, last = [*steps, last], ""

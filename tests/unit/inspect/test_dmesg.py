@@ -126,13 +126,22 @@ class TestRing:
         assert lines[4] == b"<5 log records are not in the image>"
         assert b"".join(line[-1:] for line in lines) == b"abcd>jkl"
 
-    async def test_missing_descriptors(self) -> None:
-        """When the descriptors are not in the image, all records are told to be missing."""
+    async def test_no_text_whatever_the_length_says(self) -> None:
+        """Equal positions mean no text, also where the data wraps."""
+        ring = MadeRing()
+        slot = ring.add(b"five!")
+        ring.made.write(DESCS + slot * 24 + 8, struct.pack("<QQ", 0x4000, 0x4000))
+
+        assert await log_of(ring.finish()) == b"[    0.000000] [      T1] \n"
+
+    @pytest.mark.parametrize("lost", [DESCS, INFOS])
+    async def test_missing_descriptors(self, lost: int) -> None:
+        """When descriptors or infos are not in the image, all records are told to be missing."""
         ring = MadeRing()
         for number in range(5):
             ring.add(b"%d" % number)
         made = ring.finish()
-        made.lose(DESCS)
+        made.lose(lost)
 
         assert await log_of(made) == b"<5 log records are not in the image>\n"
 
@@ -229,7 +238,7 @@ class TestIndexed:
         """A length of 0, or too little room for a header, continues at the beginning."""
         newest = indexed_record(b"newest")
         oldest = indexed_record(b"oldest")
-        rest = bytes(64) if name == "log" else bytes(15)
+        rest = bytes(64) if name == "log" else b"\xff" * 15
         buffer = newest + bytes(32) + oldest + rest
         made = indexed_log(buffer, len(newest) + 32, len(newest), name=name)
 
@@ -237,12 +246,12 @@ class TestIndexed:
 
     async def test_larger_than_a_window(self) -> None:
         """A log of many windows is read whole."""
-        records = [indexed_record(b"%05d" % number + b"y" * 900) for number in range(1000)]
-        buffer = b"".join(records)
+        texts = [b"%05d" % number + b"y" * 900 for number in range(1000)]
+        buffer = b"".join(indexed_record(text) for text in texts)
 
         lines = (await log_of(indexed_log(buffer, 0, len(buffer)))).splitlines()
 
-        assert [line[15:20] for line in lines] == [b"%05d" % number for number in range(1000)]
+        assert lines == [b"[    0.000000] " + text for text in texts]
 
     async def test_empty(self) -> None:
         """Equal indexes mean that nothing was logged."""

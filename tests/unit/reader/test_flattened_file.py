@@ -139,6 +139,21 @@ def test_cut_kdump_stream_loses_what_did_not_come(tmp_path: Path) -> None:
     image.close()
 
 
+def test_zero_page_that_did_not_come(tmp_path: Path) -> None:
+    """Pages that name the page of zeros are missing when the stream was cut before it."""
+    writer = KdumpWriter(max_mapnr=64, dump_level=1, zero_page=True).zero(3).page(4, described(4))
+    blob, start = writer.pack(), writer.data_start
+    stream = flatten(blob[:start], record_bytes=1 << 20)[:-16]
+    data = blob[start + 4096 :]
+    stream += (start + 4096).to_bytes(8, "big") + len(data).to_bytes(8, "big") + data
+    path = tmp_path / "stream"
+    path.write_bytes(stream)
+    image = open_image(str(path))
+
+    assert read_all(image, [3, 4]) == {3: None, 4: described(4)}
+    image.close()
+
+
 def test_broken_record_ends_the_stream(tmp_path: Path) -> None:
     """An end record that is half an end record is none."""
     stream = flatten(b"abc")[:-16] + (-1).to_bytes(8, "big", signed=True) + bytes(8)

@@ -126,13 +126,14 @@ def test_bad_sector_in_a_kdump(tmp_path: Path) -> None:
 
 def test_list_of_runs_is_bounded() -> None:
     """Millions of bad pages cost a counter, not memory."""
-    errors = ReadErrors()
+    told: list[BadRun] = []
+    errors = ReadErrors(told.append)
 
     errors.add(list(range(0, 4 * MAX_LISTED, 2)), "Input/output error")
     for number in range(2 * MAX_LISTED):
         errors.add([number], f"reason {number}")
 
-    assert len(errors.runs) == MAX_LISTED
+    assert len(errors.runs) == len(told) == MAX_LISTED
     assert errors.n_pages == 4 * MAX_LISTED
     assert len(errors.reasons) <= MAX_LISTED + 1
 

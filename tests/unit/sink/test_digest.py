@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 from pathlib import Path
 
+import anyio
 import pytest
 
 from pipeline.errors import SinkError
@@ -55,11 +55,9 @@ async def test_a_shell_computes_the_same(tmp_path: Path) -> None:
     done < pieces | sha256sum
     """
 
-    said = subprocess.run(
-        ["sh", "-c", recipe], cwd=tmp_path, capture_output=True, text=True, check=True
-    ).stdout
+    said = await anyio.run_process(["sh", "-c", recipe], cwd=tmp_path)
 
-    assert said.split()[0] == whole_digest(pieces)
+    assert said.stdout.decode().split()[0] == whole_digest(pieces)
 
 
 @pytest.mark.parametrize("offsets", [[(0, 5), (6, 5)], [(0, 5), (4, 5)], [(1, 5)], [(0, 0)]])
