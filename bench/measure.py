@@ -41,7 +41,12 @@ def measure(argv: list[str], *, env: dict[str, str] | None = None) -> Measured:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
     return Measured(
-        wall, cpu, sampler.peak, sampler.max_rss, process.returncode, stderr.decode(errors="replace")
+        wall,
+        cpu,
+        sampler.peak,
+        sampler.max_rss,
+        process.returncode,
+        stderr.decode(errors="replace"),
     )
 
 

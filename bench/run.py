@@ -80,7 +80,9 @@ def checked(argv: list[str]) -> Measured:
     return done
 
 
-def run_case(case: Case, image: Path, folder: Path, rounds: int, extra: list[str]) -> dict[str, object]:
+def run_case(
+    case: Case, image: Path, folder: Path, rounds: int, extra: list[str]
+) -> dict[str, object]:
     """Medians of `rounds` pairs."""
     ours_at, theirs_at = folder / "ours.kdump", folder / "theirs.kdump"
     threads = best_threads(case, image, theirs_at)
@@ -117,7 +119,13 @@ def table(rows: list[dict[str, object]]) -> str:
     lines = [head, "-" * len(head)]
     for row in rows:
         size = float(str(row["ours_bytes"])) / float(str(row["theirs_bytes"]))
-        mark = "ok" if row["ratio"] <= row["goal"] else "least" if row["ratio"] <= row["least"] else "MISS"  # type: ignore[operator]  # numbers all
+        mark = (
+            "ok"
+            if row["ratio"] <= row["goal"]
+            else "least"
+            if row["ratio"] <= row["least"]
+            else "MISS"
+        )  # type: ignore[operator]  # numbers all
         lines.append(
             f"{row['image']:>5} {row['level']:>5} {row['codec']:<7} {row['ours_s']:>7.2f} "
             f"{row['theirs_s']:>8.2f} {row['ratio']:>6.2f} {row['goal']:>5} {row['least']:>5} "
@@ -127,7 +135,9 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--image", choices=IMAGES)
     parser.add_argument("--level", type=int)

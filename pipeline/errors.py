@@ -98,9 +98,8 @@ class TranslationError(DumpError):
         self.entry_paddr = entry_paddr
         self.problem = problem
         seen = "unreadable" if entry is None else f"{entry:#x}"
-        super().__init__(
-            f"{level}[{index}] {problem}: vaddr {address:#x}, entry {seen} at paddr {entry_paddr:#x}"
-        )
+        where = f"vaddr {address:#x}, entry {seen} at paddr {entry_paddr:#x}"
+        super().__init__(f"{level}[{index}] {problem}: {where}")
 
 
 class NotPresentError(TranslationError):

@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
+
+# The machine is shared and slow at times: a property is about values, not about milliseconds.
+settings.register_profile("dumpstream", deadline=None)
+settings.load_profile("dumpstream")
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ class Weighted(Protocol):
 
 
 T = TypeVar("T", bound=Weighted)
-T_out = TypeVar("T_out", contravariant=True, bound=Weighted)
-T_in = TypeVar("T_in", covariant=True, bound=Weighted)
+T_contra = TypeVar("T_contra", contravariant=True, bound=Weighted)
+T_co = TypeVar("T_co", covariant=True, bound=Weighted)
 
 
 @dataclass(slots=True)
@@ -43,10 +43,10 @@ class ChannelStats:
     receive_blocked_s: float = 0.0
 
 
-class Outbox(Protocol[T_out]):
+class Outbox(Protocol[T_contra]):
     """The sending end."""
 
-    async def send(self, item: T_out) -> None:
+    async def send(self, item: T_contra) -> None:
         """Hand `item` over; waits while the channel is full.
 
         Raises:
@@ -55,10 +55,10 @@ class Outbox(Protocol[T_out]):
         """
 
 
-class Inbox(Protocol[T_in]):
+class Inbox(Protocol[T_co]):
     """The receiving end."""
 
-    async def receive(self) -> T_in:
+    async def receive(self) -> T_co:
         """The next item; waits while the channel is empty.
 
         Raises:
@@ -66,9 +66,9 @@ class Inbox(Protocol[T_in]):
             anyio.ClosedResourceError: this end was closed.
         """
 
-    def __aiter__(self) -> Inbox[T_in]: ...
+    def __aiter__(self) -> Inbox[T_co]: ...
 
-    async def __anext__(self) -> T_in: ...
+    async def __anext__(self) -> T_co: ...
 
 
 class Channel(Generic[T]):
@@ -91,14 +91,21 @@ class Channel(Generic[T]):
     def _has_room(self, n_bytes: int) -> bool:
         return not self._items or self.fill_bytes + n_bytes <= self.stats.capacity_bytes
 
+    def _may_send(self, n_bytes: int) -> bool:
+        """True also when the receiver is gone: then sending fails at once."""
+        return not self._receiver_open or self._has_room(n_bytes)
+
+    def _may_receive(self) -> bool:
+        return bool(self._items) or not (self._sender_open and self._receiver_open)
+
     async def send(self, item: T) -> None:
         n_bytes = item.n_bytes
         if not self._sender_open:
             raise anyio.ClosedResourceError
-        if self._receiver_open and not self._has_room(n_bytes):
+        if not self._may_send(n_bytes):
             started = time.perf_counter()
             try:
-                while self._receiver_open and not self._has_room(n_bytes):
+                while not self._may_send(n_bytes):
                     await self._changed.wait()
             finally:
                 self.stats.send_blocked_s += time.perf_counter() - started
@@ -118,10 +125,10 @@ class Channel(Generic[T]):
     async def receive(self) -> T:
         if not self._receiver_open:
             raise anyio.ClosedResourceError
-        if not self._items and self._sender_open:
+        if not self._may_receive():
             started = time.perf_counter()
             try:
-                while not self._items and self._sender_open and self._receiver_open:
+                while not self._may_receive():
                     await self._changed.wait()
             finally:
                 self.stats.receive_blocked_s += time.perf_counter() - started

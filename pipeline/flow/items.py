@@ -74,6 +74,8 @@ class CodedBatch:
     coded: NDArray[np.bool_]
     data: memoryview
     release: Callable[[], None]
+    bytes_in: int = 0
+    """Read from the image for it; 0 for a hole."""
     n_shared: int = 0
     """Pages that share the bytes of an identical page of the batch."""
 
@@ -174,7 +176,7 @@ class EndOfDump:
 
 @dataclass(slots=True, frozen=True)
 class Receipt:
-    """What a sink has after the end: nothing of it is visible under its final name before commit."""
+    """What a sink has after the end; nothing has its final name before the commit."""
 
     target: str
     n_bytes: int

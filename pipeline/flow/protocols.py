@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from typing import Protocol, TypeVar
 
-from pipeline.flow.channel import Inbox, Outbox
+from pipeline.flow.channel import Inbox, Outbox, Weighted
 from pipeline.flow.items import HeadOrder, Receipt
 
-T_in = TypeVar("T_in")
-T_out = TypeVar("T_out")
+T_contra = TypeVar("T_contra", bound=Weighted, contravariant=True)
+T_co = TypeVar("T_co", bound=Weighted, covariant=True)
 
 
-class Source(Protocol[T_out]):
+class Source(Protocol[T_co]):
     """Starts a flow."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
-    async def run(self, outbox: Outbox[T_out]) -> None:
+    async def run(self, outbox: Outbox[T_co]) -> None:
         """Send everything, then `EndOfDump`, then return.
 
         Raises:
@@ -28,12 +29,13 @@ class Source(Protocol[T_out]):
         """
 
 
-class Stage(Protocol[T_in, T_out]):
+class Stage(Protocol[T_contra, T_co]):
     """Turns one kind of item into another, and passes `EndOfDump` on."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
-    async def run(self, inbox: Inbox[T_in], outbox: Outbox[T_out]) -> None:
+    async def run(self, inbox: Inbox[T_contra], outbox: Outbox[T_co]) -> None:
         """Receive until `EndOfDump`, and pass it on last.
 
         Raises:
@@ -41,11 +43,14 @@ class Stage(Protocol[T_in, T_out]):
         """
 
 
-class Sink(Protocol[T_in]):
+class Sink(Protocol[T_contra]):
     """Ends a flow. What it wrote gets its final name in `commit` only."""
 
-    name: str
-    head_order: HeadOrder
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def head_order(self) -> HeadOrder: ...
 
     async def open(self) -> None:
         """Claim the target. Refusals (exists, no directory, read-only) happen here.
@@ -54,8 +59,8 @@ class Sink(Protocol[T_in]):
             SinkError: with the target's name and the reason.
         """
 
-    async def run(self, inbox: Inbox[T_in]) -> Receipt:
-        """Take an `Outline`, then write chunks until `EndOfDump`; make it durable as the settings say.
+    async def run(self, inbox: Inbox[T_contra]) -> Receipt:
+        """Take an `Outline`, then chunks until `EndOfDump`; make it durable as the settings say.
 
         Raises:
             SinkError: the target failed.

@@ -47,9 +47,10 @@ def _compact(bits: BoolArray) -> _Block:
 def _expand(block: _Block) -> BoolArray:
     if isinstance(block, int):
         return np.full(BLOCK_PAGES, block == _FULL, dtype=np.bool_)
-    if block.dtype == np.uint8:
-        return np.unpackbits(block, bitorder="little").view(np.bool_)
     out = np.zeros(BLOCK_PAGES, dtype=np.bool_)
+    if block.dtype == np.uint8:
+        out[:] = np.unpackbits(block.view(np.uint8), bitorder="little")
+        return out
     edges = [*block.tolist(), BLOCK_PAGES]
     for start, stop in zip(edges[0::2], edges[1::2], strict=False):
         out[start:stop] = True

@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from pipeline.config.request import DumpRequest
     from pipeline.config.resolved import ImageFacts, Resolved
     from pipeline.config.settings import Settings
@@ -78,7 +80,7 @@ async def need_kernel(image: Image) -> Kernel:
     return await open_kernel(image, PageCache(image, capacity_bytes=_INSPECT_CACHE_BYTES))
 
 
-def inspector(name: str) -> Any:
+def inspector(name: str) -> ModuleType:
     """The module of `stages.inspect` that answers the command `name`."""
     from importlib import import_module
 

@@ -8,9 +8,9 @@ no task is left that could still fail.
 from __future__ import annotations
 
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
@@ -18,17 +18,19 @@ from anyio.abc import TaskStatus
 from pipeline.errors import DumpError, InterruptedRunError, StageError, TornStreamError
 from pipeline.flow.channel import Channel
 from pipeline.flow.items import Receipt
+from pipeline.flow.protocols import Sink, Source, Stage
 
 T = TypeVar("T")
+Job: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
     """A source, stages, and a sink, with the channel in front of each but the source."""
 
-    source: Any
-    stages: Sequence[Any]
-    sink: Any
+    source: Source[Any]
+    stages: Sequence[Stage[Any, Any]]
+    sink: Sink[Any]
     channels: Sequence[Channel[Any]]
 
     def __post_init__(self) -> None:
@@ -37,7 +39,7 @@ class Flow:
 
 
 async def run_watched(
-    job: Callable[[], Awaitable[T]], companions: Sequence[Callable[[], Awaitable[None]]] = ()
+    job: Callable[[], Coroutine[Any, Any, T]], companions: Sequence[Job] = ()
 ) -> T:
     """Run `job` to its end, with companions that live as long as it (progress, sampling).
 
@@ -96,9 +98,9 @@ async def run_flow(flow: Flow) -> Receipt:
     return receipts[0]
 
 
-def _jobs(flow: Flow, receipts: list[Receipt]) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+def _jobs(flow: Flow, receipts: list[Receipt]) -> list[tuple[str, Job]]:
     channels = flow.channels
-    jobs: list[tuple[str, Callable[[], Awaitable[None]]]] = []
+    jobs: list[tuple[str, Job]] = []
 
     async def source() -> None:
         async with channels[0].sender():
@@ -108,7 +110,7 @@ def _jobs(flow: Flow, receipts: list[Receipt]) -> list[tuple[str, Callable[[], A
         async with channels[-1].receiver():
             receipts.append(await flow.sink.run(channels[-1]))
 
-    def between(stage: Any, before: Channel[Any], after: Channel[Any]) -> Any:
+    def between(stage: Stage[Any, Any], before: Channel[Any], after: Channel[Any]) -> Job:
         async def job() -> None:
             async with before.receiver(), after.sender():
                 await stage.run(before, after)
@@ -122,9 +124,7 @@ def _jobs(flow: Flow, receipts: list[Receipt]) -> list[tuple[str, Callable[[], A
     return jobs
 
 
-async def _guarded(
-    name: str, job: Callable[[], Awaitable[None]], failures: list[StageError]
-) -> None:
+async def _guarded(name: str, job: Job, failures: list[StageError]) -> None:
     try:
         await job()
     except anyio.get_cancelled_exc_class():

@@ -170,7 +170,7 @@ class PieceEncoder:
 
 
 def _row_views(pages: ByteArray, rows: NDArray[np.intp]) -> list[memoryview]:
-    flat = memoryview(pages).cast("B")
+    flat = pages.reshape(-1).data
     page_size = pages.shape[1]
     return [flat[at : at + page_size] for at in (rows * page_size).tolist()]
 
@@ -208,8 +208,9 @@ class ZstdEncoder:
         table[:, 0] = rows * page_size
         table[:, 1] = page_size
         # The class checks for the exact buffer it was given: bytes-like, C-contiguous.
-        batch = self._segments(memoryview(pages).cast("B"), table.tobytes())
-        pieces = list(self._compressor.multi_compress_to_buffer(batch, threads=1))
+        batch = self._segments(pages.reshape(-1).data, table.tobytes())
+        coded: Any = self._compressor.multi_compress_to_buffer(batch, threads=1)
+        pieces = list(coded)
         return join_pieces(pieces, _row_views(pages, rows), page_size, out)
 
 

@@ -204,7 +204,7 @@ def _answer(worker: BatchWorker, arena: SlotArena, job: bytes) -> bytes:
     started = time.process_time()
     try:
         encoded = worker.run(slot, n_pages, pages)
-    except Exception as error:  # noqa: BLE001  # whatever it is, the parent must hear of it
+    except Exception as error:  # whatever it is, the parent must hear of it
         text = (str(error) or type(error).__name__).encode()[: _MAX_MESSAGE - _ANSWER.size]
         return _ANSWER.pack(index, 0, 0, time.process_time() - started) + text
     seconds = time.process_time() - started

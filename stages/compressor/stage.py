@@ -161,8 +161,9 @@ def _coded(one: _Pending, slots: _FreeSlots) -> CodedBatch:
         offsets=slot.offsets[:n_pages],
         sizes=slot.sizes[:n_pages],
         coded=slot.coded[:n_pages],
-        data=memoryview(slot.data)[: one.encoded.n_bytes],
+        data=slot.data[: one.encoded.n_bytes].data,
         release=lambda: slots.release(slot),
+        bytes_in=n_pages * batch.page_size,
         n_shared=one.encoded.n_shared,
     )
 

@@ -30,7 +30,8 @@ def zero_rows(pages: ByteArray) -> BoolArray:
     if n_candidates == 0:
         return zero
     if n_candidates * 4 > 3 * len(zero):  # copying the candidates would cost more than the rest
-        return np.bitwise_or.reduce(words, axis=1) == 0
+        zero = np.bitwise_or.reduce(words, axis=1) == 0
+        return zero
     candidates = np.flatnonzero(zero)
     zero[candidates] = np.bitwise_or.reduce(words[candidates], axis=1) == 0
     return zero

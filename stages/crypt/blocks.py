@@ -139,7 +139,9 @@ class BlockAssembler:
             (ChunkKind.HEAD, range(first_low)),
         )
         for kind, indices in areas:
-            left = [(index, self._cut_to_size(index)) for index in indices if index in self._open]
+            left: list[_Block] = [
+                (index, self._cut_to_size(index)) for index in indices if index in self._open
+            ]
             runs += _runs(kind, left, last=n_blocks - 1)
         return runs
 

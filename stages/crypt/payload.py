@@ -41,7 +41,7 @@ class PayloadCipher:
 
         self._cipher = ChaCha20Poly1305(payload_key(file_key, nonce))
 
-    def seal(self, index: int, block: bytes | memoryview, *, is_last: bool) -> bytes:
+    def seal(self, index: int, block: bytes | bytearray | memoryview, *, is_last: bool) -> bytes:
         """Block `index` with its tag. The same index must never be given with other bytes."""
         return self._cipher.encrypt(_nonce(index, is_last), block, None)
 

@@ -18,7 +18,7 @@ _CACHE_BYTES = 8 << 20
 
 
 async def describe(image: Image) -> dict[str, Any]:
-    """Facts about `image`, ready for JSON; what can't be told is absent, and `problems` says why."""
+    """Facts about `image`, ready for JSON; where one can't be told, `problems` says why."""
     facts = _image_facts(image)
     problems: list[str] = []
     facts["problems"] = problems

@@ -53,7 +53,7 @@ class ReaderStage:
     def _load(self, batch: PageBatch) -> None:
         pages = np.empty((batch.n_pages, batch.page_size), dtype=np.uint8)
         batch.states = self.image.read_pages(batch.pfns, pages)
-        batch.data = memoryview(pages).cast("B")
+        batch.data = pages.reshape(-1).data
 
     def _read_ahead(self, pfn: int, told: int) -> int:
         """Keep the window [pfn, pfn + read_ahead) announced, a quarter of it at a time."""

@@ -1,4 +1,4 @@
-"""The file sink: positioned writes, in the order they come, to a file that is renamed at the end."""
+"""The file sink: positioned writes, in the order they come, and a rename at the end."""
 
 from __future__ import annotations
 

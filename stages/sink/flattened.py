@@ -108,8 +108,10 @@ def _after(views: list[memoryview], n_bytes: int) -> list[memoryview]:
 
 
 class StdoutStream:
-    """An inherited descriptor. Pipes are written without blocking, so that Ctrl-C works while
-    the reader at the other end sleeps."""
+    """An inherited descriptor.
+
+    Pipes are written without blocking, so that Ctrl-C works while the other end sleeps.
+    """
 
     target = "stdout"
 

@@ -24,7 +24,7 @@ from stages.sink.manifest import DumpFacts, Form, build_manifest
 from stages.sink.retry import RetryPolicy
 from stages.sink.throttle import start_jitter
 from stages.transport.endpoint import Address, Endpoint
-from stages.transport.frames import Hello, Token, Trailer, TrailerFrame
+from stages.transport.messages import Hello, Token, Trailer, TrailerFrame
 from stages.transport.sender import Sender, SendOptions
 
 if TYPE_CHECKING:

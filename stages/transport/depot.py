@@ -17,8 +17,8 @@ from pipeline.errors import DumpError, FormatError, SinkError
 from pipeline.obs.log import log_event
 from stages.sink.manifest import MAX_BYTES, now_text, parse_manifest
 from stages.transport.errors import ProtocolError, RefusedError
-from stages.transport.frames import Hello, Trailer
 from stages.transport.limits import MANIFEST, STATE, Limits, check_name, plain_name
+from stages.transport.messages import Hello, Trailer
 from stages.transport.store import UploadStore
 from stages.transport.upload_state import StateHeader, UploadState
 

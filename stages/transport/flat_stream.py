@@ -15,7 +15,7 @@ from stages.formats.flattened import HEADER_SIZE, RECORD, SIGNATURE, check_heade
 from stages.formats.kdump import MAIN_HEADER_SIZE, MainHeader, Status
 from stages.formats.kdump import SIGNATURE as KDUMP_SIGNATURE
 from stages.sink.partial_file import PartialFile
-from stages.transport.frames import MAX_SIZE
+from stages.transport.messages import MAX_SIZE
 
 _STEP: Final = 1 << 20
 _END: Final = -1

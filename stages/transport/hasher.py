@@ -8,7 +8,7 @@ from pipeline.errors import SinkError
 from pipeline.flow.items import Chunk, ChunkKind
 from stages.sink.digest import Piece, PieceDigests, piece_bytes_for
 from stages.transport.errors import ProtocolError
-from stages.transport.frames import Same
+from stages.transport.messages import Same
 
 
 class Hasher:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from stages.transport.errors import RefusedError
-from stages.transport.frames import MAX_SIZE
+from stages.transport.messages import MAX_SIZE
 
 PARTIAL: Final = ".partial"
 STATE: Final = ".partial.state"

@@ -11,7 +11,8 @@ import anyio
 from anyio.abc import ByteStream
 
 from stages.transport.errors import LOST
-from stages.transport.frames import ChunkFrame, Frame, FrameParser, FrameType, pack
+from stages.transport.frames import FrameParser, FrameType, pack
+from stages.transport.messages import ChunkFrame, Frame
 
 _RECEIVE_BYTES: Final = 256 << 10
 _CLOSE_S: Final = 2.0

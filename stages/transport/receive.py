@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import EXIT_DONE, UsageError
 from pipeline.obs.log import log_event
-from stages.transport.frames import MAX_SIZE
 from stages.transport.limits import Limits
+from stages.transport.messages import MAX_SIZE
 
 if TYPE_CHECKING:
     import ssl

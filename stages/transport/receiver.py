@@ -22,17 +22,10 @@ from pipeline.obs.plain import one_line
 from stages.sink.throttle import TokenBucket
 from stages.transport.depot import Depot
 from stages.transport.errors import ProtocolError, RefusedError, first_of
-from stages.transport.frames import (
-    TO_RECEIVER,
-    VERSION,
-    Done,
-    Hello,
-    Problem,
-    TrailerFrame,
-    Welcome,
-)
+from stages.transport.frames import TO_RECEIVER
 from stages.transport.limits import Limits
 from stages.transport.link import Link, LinkLostError
+from stages.transport.messages import VERSION, Done, Hello, Problem, TrailerFrame, Welcome
 from stages.transport.session import Session
 from stages.transport.store import UploadStore
 

@@ -25,8 +25,9 @@ from stages.sink.retry import Failure, RetryPolicy, TransientError, retry
 from stages.sink.throttle import TokenBucket
 from stages.transport.endpoint import Endpoint, tls_failure
 from stages.transport.errors import ProtocolError, RefusedError, first_of
-from stages.transport.frames import (
-    TO_SENDER,
+from stages.transport.frames import TO_SENDER
+from stages.transport.link import Link, LinkLostError
+from stages.transport.messages import (
     VERSION,
     Ack,
     ChunkFrame,
@@ -40,7 +41,6 @@ from stages.transport.frames import (
     TrailerFrame,
     Welcome,
 )
-from stages.transport.link import Link, LinkLostError
 from stages.transport.window import SendWindow
 
 T = TypeVar("T")

@@ -20,7 +20,9 @@ from pipeline.flow.channel import Channel
 from stages.sink.throttle import TokenBucket
 from stages.transport.depot import Depot
 from stages.transport.errors import ProtocolError
-from stages.transport.frames import (
+from stages.transport.limits import Limits
+from stages.transport.link import Link, LinkLostError
+from stages.transport.messages import (
     Ack,
     ChunkFrame,
     Discard,
@@ -32,8 +34,6 @@ from stages.transport.frames import (
     Sync,
     TrailerFrame,
 )
-from stages.transport.limits import Limits
-from stages.transport.link import Link, LinkLostError
 from stages.transport.store import UploadStore
 
 _QUEUE_BYTES: Final = 2 << 20

@@ -20,9 +20,10 @@ from pipeline.flow.items import ChunkKind
 from stages.sink.manifest import parse_manifest
 from stages.transport.cursors import Cursors
 from stages.transport.errors import ProtocolError, RefusedError
-from stages.transport.frames import ChunkFrame, Same, TrailerFrame, checksum
+from stages.transport.frames import checksum
 from stages.transport.hasher import Hasher
 from stages.transport.limits import MANIFEST, PARTIAL, STATE, Limits
+from stages.transport.messages import ChunkFrame, Same, TrailerFrame
 from stages.transport.upload_state import StateHeader, UploadState
 
 _PRIVATE: Final = 0o600

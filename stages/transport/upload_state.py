@@ -25,7 +25,7 @@ from msgspec import Meta, Struct
 
 from pipeline.errors import FormatError
 from pipeline.flow.items import ChunkKind
-from stages.transport.frames import MAX_CHUNK, MAX_SIZE, Same
+from stages.transport.messages import MAX_CHUNK, MAX_SIZE, Same
 
 MAGIC: Final = b"dsUpload"
 VERSION: Final = 1

@@ -17,7 +17,8 @@ from collections import deque
 
 from pipeline.flow.items import ChunkKind
 from stages.transport.errors import ProtocolError, RefusedError
-from stages.transport.frames import Ack, ChunkFrame, Same, Welcome, checksum
+from stages.transport.frames import checksum
+from stages.transport.messages import Ack, ChunkFrame, Same, Welcome
 
 
 class SendWindow:

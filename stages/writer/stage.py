@@ -166,6 +166,7 @@ class _Cursors:
         counters.pages_done = counters.pages_kept = totals.n_pages
         counters.pages_zero, counters.pages_missing = totals.zero_pages, totals.missing_pages
         counters.pages_shared, counters.pages_raw = totals.shared_pages, totals.raw_pages
+        counters.bytes_in += batch.bytes_in
         counters.pages_coded, counters.bytes_out = totals.coded_pages, totals.bytes_out
         if n_missing and len(totals.missing_extents) < _MAX_LISTED_EXTENTS:
             pfns = batch.pfns[states == PageState.MISSING]
