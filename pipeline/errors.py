@@ -117,6 +117,10 @@ class SinkError(DumpError):
     """The target could not be written."""
 
 
+class RestartableSinkError(SinkError):
+    """The target lost what it had been sent and cannot go on; a run from the start may succeed."""
+
+
 class ConfigError(DumpError):
     """A setting is unknown, of the wrong type or out of bounds."""
 

@@ -95,7 +95,7 @@ class SshSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Private key file to use beside the agent's keys."""
     known_hosts: str | None = None
     """File of trusted host keys instead of those that the OpenSSH configuration names."""
-    connections: Annotated[int, whole(1, 16)] = 2
+    connections: Annotated[int, whole(1, 16)] = 4
     """SFTP only: a connection carries at most one window (2 MiB) a round trip, and keeps at most
     one core at each end busy."""
     ciphers: Literal["fast", "configured"] = "fast"

@@ -18,6 +18,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
+import anyio.lowlevel
+
 from pipeline.errors import FormatError
 from stages.inspect.c_struct import CStruct
 from stages.inspect.log_record import LogRecord, escape
@@ -98,6 +100,7 @@ async def _iter_part(
     while end - at >= header.n_bytes:
         if at + _MAX_RECORD > window + len(data) and window + len(data) < end:
             window, data = at, await kernel.read(buffer + at, min(_WINDOW, end - at))
+            await anyio.lowlevel.checkpoint()
         raw = data[at - window :][: header.n_bytes]
         length = kernel.number(raw[header.length : header.length + 2])
         text_len = kernel.number(raw[header.text_len : header.text_len + 2])

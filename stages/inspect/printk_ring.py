@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import anyio.lowlevel
 import numpy as np
 from numpy.typing import NDArray
 
@@ -81,6 +82,7 @@ async def iter_records(kernel: Kernel) -> AsyncIterator[LogRecord | LogGap]:
                 yield LogGap(n_lost)
                 n_lost = 0
             yield record
+        await anyio.lowlevel.checkpoint()
     if n_lost:
         yield LogGap(n_lost)
 
@@ -124,9 +126,9 @@ async def _read_batch(kernel: Kernel, ring: _Ring, ids: AddrArray) -> list[LogRe
     """Records of `ids` (uint64[n]) in order, None for each that is not in the image."""
     slots = ids & np.uint64((1 << ring.count_bits) - 1)
     descs = await _read_descs(kernel, ring, slots)
-    infos = await _read_infos(kernel, ring, slots)
     wanted = (descs.states & _IDS) == ids
     wanted &= np.isin(descs.states >> np.uint64(_STATE_SHIFT), (_COMMITTED, _FINALIZED))
+    infos = await _read_infos(kernel, ring, slots)
     records: dict[int, LogRecord | None] = dict.fromkeys(
         np.flatnonzero(~descs.good | (wanted & ~infos.good)).tolist()
     )

@@ -26,9 +26,9 @@ from pipeline.flow.items import Chunk, EndOfDump, HeadOrder, Outline, Receipt, T
 from pipeline.obs.log import log_event
 from stages.sink.journal import Journal
 from stages.sink.manifest import DumpFacts, Form, build_manifest
-from stages.sink.part_store import PartStore, SentPart, UploadGoneError
+from stages.sink.part_store import PartStore, Seal, SentPart, UploadGoneError
 from stages.sink.parts import Grid, Part, PartAssembler, Span, plan_grid
-from stages.sink.retry import Failure, RetryPolicy, retry
+from stages.sink.retry import Failure, RetryPolicy, TransientError, retry
 from stages.sink.throttle import start_jitter
 from stages.sink.upload_journal import FormerUpload, note_part, note_upload, read_former
 
@@ -77,6 +77,7 @@ class PartsSink:
         self._former: FormerUpload | None = None
         self._upload_id: str | None = None
         self._sent: dict[int, SentPart] = {}
+        self._refused: set[int] = set()
         self._facts = DumpFacts()
         self._totals = Totals()
         self.n_retries = 0
@@ -154,12 +155,24 @@ class PartsSink:
         seal = await anyio.to_thread.run_sync(self._store.seal, data)
         sent = None if self._former is None else self._former.find(part, seal)
         if sent is None:
-            tag = await self._try(partial(self._store.put_part, part, data, seal))
+            tag = await self._try(partial(self._put, part, data, seal))
             sent = SentPart(part, seal, tag)
             if self._journal is not None:
                 note_part(self._journal, sent)
         self._sent[part.number] = sent
         done()
+
+    async def _put(self, part: Part, data: memoryview, seal: Seal) -> str:
+        """Send a part; a refused one once more, since the request may have been damaged."""
+        try:
+            return await self._store.put_part(part, data, seal)
+        except TransientError:
+            raise
+        except SinkError as error:
+            if part.number in self._refused:
+                raise
+            self._refused.add(part.number)
+            raise TransientError(str(error)) from error
 
     async def commit(self) -> None:
         parts = [self._sent[number] for number in sorted(self._sent)]

@@ -12,7 +12,7 @@ from stages.sink.manifest import ReadRange, wrong_pieces
 
 Extent = Literal["samples", "all", "none"]
 
-_SAMPLE_BYTES: Final = 16 << 20
+_SAMPLE_BYTES: Final = 8 << 20
 """What the random samples may cost beside the first and the last piece."""
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import SinkError
 from stages.sink.retry import TransientError
-from stages.sink.s3_xml import parse_error
+from stages.sink.xml_answer import parse_error
 
 if TYPE_CHECKING:
     from stages.sink.web_client import Answer

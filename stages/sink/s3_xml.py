@@ -12,25 +12,18 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from xml.sax.saxutils import escape
 
 from pipeline.errors import FormatError
+from stages.sink.xml_answer import parse_xml, text_of
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 _NAMESPACE: Final = "http://s3.amazonaws.com/doc/2006-03-01/"
-_MAX_SHOWN: Final = 200
 
 Checksum = Literal["sha256", "crc32c", "none"]
 _CHECKSUM_TAGS: Final[dict[Checksum, str]] = {
     "sha256": "ChecksumSHA256",
     "crc32c": "ChecksumCRC32C",
 }
-
-
-class ErrorAnswer(NamedTuple):
-    """``<Error>``; empty strings where the server says nothing."""
-
-    code: str
-    message: str
 
 
 class ListedPart(NamedTuple):
@@ -56,15 +49,6 @@ class CompletedPart(NamedTuple):
     check: str
 
 
-def parse_error(data: bytes) -> ErrorAnswer:
-    """The error in an answer; never raises, since servers and proxies answer with anything."""
-    try:
-        root = _parse("Error", data)
-    except FormatError:
-        return ErrorAnswer("", "")
-    return ErrorAnswer(_shown(_text(root, "Code")), _shown(_text(root, "Message")))
-
-
 def is_error(data: bytes) -> bool:
     """True when the answer is an ``<Error>``, which Complete may send with status 200."""
     return re.search(rb"<Error[\s>]", data[:1024]) is not None
@@ -76,7 +60,7 @@ def parse_upload_id(data: bytes) -> str:
     Raises:
         FormatError: there is none.
     """
-    return _needed(_parse("InitiateMultipartUploadResult", data), "UploadId")
+    return _needed(parse_xml("InitiateMultipartUploadResult", data), "UploadId")
 
 
 def parse_parts(data: bytes) -> PartsPage:
@@ -85,19 +69,19 @@ def parse_parts(data: bytes) -> PartsPage:
     Raises:
         FormatError: not such a document, or a number that is none.
     """
-    root = _parse("ListPartsResult", data)
+    root = parse_xml("ListPartsResult", data)
     parts = [
         ListedPart(_number(one, "PartNumber"), _number(one, "Size"), _needed(one, "ETag"))
         for one in _all(root, "Part")
     ]
-    truncated = _text(root, "IsTruncated").strip().lower() == "true"
+    truncated = text_of(root, "IsTruncated").strip().lower() == "true"
     return PartsPage(parts, _number(root, "NextPartNumberMarker") if truncated else None)
 
 
 def parse_composite(data: bytes, kind: Checksum) -> str:
     """The object's checksum in CompleteMultipartUploadResult, empty without one."""
     tag = _CHECKSUM_TAGS.get(kind)
-    return _text(_parse("CompleteMultipartUploadResult", data), tag) if tag else ""
+    return text_of(parse_xml("CompleteMultipartUploadResult", data), tag) if tag else ""
 
 
 def complete_document(parts: Sequence[CompletedPart], kind: Checksum) -> bytes:
@@ -115,28 +99,12 @@ def _complete_pieces(parts: Sequence[CompletedPart], tag: str | None) -> Iterato
     yield b"</CompleteMultipartUpload>"
 
 
-def _parse(name: str, data: bytes) -> Element:
-    from xml.etree import ElementTree
-
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise FormatError("S3 answer", None, name, "a document type", "plain XML")
-    try:
-        return ElementTree.fromstring(data)
-    except ElementTree.ParseError as error:
-        raise FormatError("S3 answer", None, name, str(error), "XML") from error
-
-
 def _all(root: Element, tag: str) -> list[Element]:
     return root.findall(f"{{*}}{tag}")
 
 
-def _text(root: Element, tag: str) -> str:
-    found = root.find(f"{{*}}{tag}")
-    return "" if found is None else found.text or ""
-
-
 def _needed(root: Element, tag: str) -> str:
-    text = _text(root, tag).strip()
+    text = text_of(root, tag).strip()
     if not text:
         raise FormatError("S3 answer", None, tag, "absent", "a value")
     return text
@@ -147,9 +115,3 @@ def _number(root: Element, tag: str) -> int:
     if not re.fullmatch("[0-9]{1,18}", text):
         raise FormatError("S3 answer", None, tag, text[:40], "a whole number")
     return int(text)
-
-
-def _shown(text: str) -> str:
-    """One printable line of bounded length."""
-    line = "".join(each if each.isprintable() else " " for each in text).strip()
-    return line if len(line) <= _MAX_SHOWN else f"{line[:_MAX_SHOWN]}..."

@@ -5,6 +5,7 @@ Everything that follows kernel pointers (memory model, log, utsname) goes throug
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import Final
 
 import numpy as np
@@ -139,9 +140,10 @@ async def _first_mapped(kernel: Kernel) -> int | None:
     first, last = kernel.layout.direct_map
     runs = kernel.translator.iter_runs(first, last - first + 1, max_tables=_PROBE_TABLES)
     try:
-        async for run in runs:
-            if run.paddr is not None:
-                return run.vaddr - run.paddr
+        async with aclosing(runs):
+            async for run in runs:
+                if run.paddr is not None:
+                    return run.vaddr - run.paddr
     except FormatError:  # tables made to keep us busy: then there is no telling
         return None
     return None

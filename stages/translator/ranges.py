@@ -14,7 +14,7 @@ the tables map, holes are skipped whole, and a large leaf costs no more than a s
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final, NamedTuple
 
 import anyio.lowlevel
@@ -28,9 +28,9 @@ from stages.translator.tables import TableReader
 
 MAX_TABLES: Final = 1 << 18
 """Tables looked into for one range: 512 GiB of addresses in single 4 KiB pages."""
-_MAX_BATCH: Final = 64
-"""Tables replaced at once; 64 of 512 entries keep a row under 1 MiB. The first batch is one table
-and each next one twice as large, so that little is read for somebody who takes only a few runs."""
+_MAX_ENTRIES: Final = 1 << 15
+"""Entries read at once, which keeps a row under 1 MiB. The first batch is one table, and each next
+one twice as large, so that little is read for somebody who takes only the first run."""
 
 
 class PhysRun(NamedTuple):
@@ -74,7 +74,7 @@ async def iter_runs(
     window: Window,
     *,
     max_tables: int = MAX_TABLES,
-) -> AsyncIterator[PhysRun]:
+) -> AsyncGenerator[PhysRun]:
     """Cut the addresses of `window` into physically contiguous runs and holes, ascending.
 
     Neighbours are merged, so that no two holes follow each other, nor two runs that continue
@@ -97,11 +97,12 @@ async def iter_runs(
                     yield last
                 last = merged or run
             continue
+        batch = min(batch, max(_MAX_ENTRIES >> form.levels[depth].bits, 1))
         head, rest = _split(row, in_tables, batch)
         if len(rest.vaddrs):
             pending.append((depth, rest))
         n_tables += min(len(in_tables), batch)
-        batch = min(2 * batch, _MAX_BATCH)
+        batch *= 2
         if n_tables > max_tables:
             raise FormatError(
                 "page tables", None, "tables of a range", n_tables, f"{max_tables} at most"

@@ -9,7 +9,8 @@ its kernel-physical address; where the two differ, `steps` lead from one to the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Final, Protocol
 
 import numpy as np
@@ -93,13 +94,15 @@ class KernelSpace:
 
     async def iter_runs(
         self, vaddr: int, n_bytes: int, *, max_tables: int = MAX_TABLES
-    ) -> AsyncIterator[PhysRun]:
+    ) -> AsyncGenerator[PhysRun]:
         window = window_of(vaddr, n_bytes)
         if window is None:
             return
         root = await self._top_table()
-        async for run in iter_runs(self.form, root, self._tables, window, max_tables=max_tables):
-            yield run
+        runs = iter_runs(self.form, root, self._tables, window, max_tables=max_tables)
+        async with aclosing(runs):
+            async for run in runs:
+                yield run
 
     async def runs(self, vaddr: int, n_bytes: int) -> list[PhysRun]:
         found: list[PhysRun] = []

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.memory.addresses import AddrArray, BoolArray
-from stages.arch.paging import EntryKind, PagingForm
+from stages.arch.paging import ENTRY_BYTES, EntryKind, PagingForm
 from stages.translator.tables import TableReader, run_starts
 
 MAPPED: Final = -1
@@ -135,8 +135,8 @@ async def _descend(
     walking = np.flatnonzero(front.outcome == _WALKING)
     if not len(walking):
         return
-    indexes = form.index(depth, vaddrs[walking])
-    entries, good = await tables.entries(front.base[walking] + indexes * np.uint64(8))
+    offsets = form.index(depth, vaddrs[walking]) * np.uint64(ENTRY_BYTES)
+    entries, good = await tables.entries(front.base[walking] + offsets)
     kinds, addrs, span_bits = form.decode(depth, entries)
     kinds[~good] = EntryKind.UNREADABLE
     verdict = np.full(len(EntryKind), depth, dtype=np.int8)

@@ -22,6 +22,10 @@ class LinkLostError(ConnectionError):
     """The connection ended or broke; another one may do better."""
 
 
+class LinkClosedError(LinkLostError):
+    """The other end closed the connection, and cut no frame by it."""
+
+
 class Link:
     """Frames over a byte stream. One task receives; any number send.
 
@@ -93,15 +97,17 @@ class Link:
         """The next frame.
 
         Raises:
-            LinkLostError: the connection is gone, or its bytes were damaged on the way.
-            ProtocolError: the other end breaks the rules.
+            LinkClosedError: the connection has ended.
+            LinkLostError: it broke.
+            ProtocolError: the other end breaks the rules, or bytes were damaged on the way.
         """
         while not self._frames:
             try:
                 data = await self._stream.receive(_RECEIVE_BYTES)
             except anyio.EndOfStream:
-                where = "" if self._parser.between_frames else " inside a frame"
-                raise LinkLostError(f"the other end closed the connection{where}") from None
+                if self._parser.between_frames:
+                    raise LinkClosedError("the other end closed the connection") from None
+                raise LinkLostError("the other end closed the connection in a frame") from None
             except LOST as error:
                 raise LinkLostError(_why(error)) from error
             self._frames.extend(self._parser.feed(data))

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -153,7 +153,13 @@ class Receiver:
                 await anyio.to_thread.run_sync(
                     store.lay_out, hello.data_start, hello.most_bytes, self._limits
                 )
-            log_event("upload_connected", peer=peer.host, name=store.name, chunks=store.position)
+            log_event(
+                "upload_connected",
+                _level(hello),
+                peer=peer.host,
+                name=store.name,
+                chunks=store.position,
+            )
             await link.send(
                 Welcome(
                     version=VERSION,
@@ -164,7 +170,8 @@ class Receiver:
             )
             session = Session(link, hello, store, self._depot, self._limits, self._bucket)
             await session.run()
-            log_event("upload_ended", peer=peer.host, name=store.name, kept=not session.is_over)
+            if session.is_over:
+                log_event("upload_ended", peer=peer.host, name=store.name, chunks=store.position)
             await link.close_politely(_GOODBYE_S)
 
     async def _confirm_commit(self, link: Link, hello: Hello) -> None:
@@ -225,6 +232,11 @@ class Receiver:
         former.scope.cancel()
         with anyio.move_on_after(_TAKEOVER_S):
             await former.released.wait()
+
+
+def _level(hello: Hello) -> Literal["debug", "info"]:
+    """A connection that only asks, or only ends an upload, is of no interest by itself."""
+    return "info" if hello.data_start and not hello.finishing else "debug"
 
 
 def _checked(hello: object) -> Hello:

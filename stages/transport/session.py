@@ -21,7 +21,7 @@ from stages.sink.throttle import TokenBucket
 from stages.transport.depot import Depot
 from stages.transport.errors import ProtocolError
 from stages.transport.limits import Limits
-from stages.transport.link import Link, LinkLostError
+from stages.transport.link import Link, LinkClosedError, LinkLostError
 from stages.transport.messages import (
     Ack,
     ChunkFrame,
@@ -44,7 +44,7 @@ _FRAME_BYTES: Final = 128
 
 @dataclass(slots=True, frozen=True)
 class _Queued:
-    frame: Frame
+    frame: Frame | LinkLostError
 
     @property
     def n_bytes(self) -> int:
@@ -52,7 +52,7 @@ class _Queued:
 
 
 class Session:
-    """Runs until the dump is committed or given up, or the connection fails."""
+    """Runs until the dump is committed or given up, or the connection ends."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Session:
         """Converse.
 
         Raises:
-            LinkLostError: the connection is gone or idle; the upload can be resumed.
+            LinkLostError: the connection broke or is idle; the upload can be resumed.
             RefusedError: what came is not taken.
             ProtocolError: the sender breaks the rules.
         """
@@ -94,16 +94,23 @@ class Session:
             group.cancel_scope.cancel()
 
     async def _read(self, queue: Channel[_Queued]) -> None:
-        idle_s = self._limits.idle_timeout_s
         while True:
             try:
-                with anyio.fail_after(idle_s):
-                    frame = await self._link.receive()
-            except TimeoutError:
-                raise LinkLostError(f"no whole frame for {idle_s:g} s") from None
-            item = _Queued(frame)
+                item = _Queued(await self._receive())
+            except LinkLostError as error:
+                # What came before the end is written first.
+                await queue.send(_Queued(error))
+                return
             await self._bucket.take(item.n_bytes)
             await queue.send(item)
+
+    async def _receive(self) -> Frame:
+        idle_s = self._limits.idle_timeout_s
+        try:
+            with anyio.fail_after(idle_s):
+                return await self._link.receive()
+        except TimeoutError:
+            raise LinkLostError(f"no whole frame for {idle_s:g} s") from None
 
     async def _beat(self) -> None:
         while True:
@@ -133,6 +140,10 @@ class Session:
             elif isinstance(frame, Discard):
                 self.is_over = await anyio.to_thread.run_sync(self._depot.discard, self._store)
                 return
+            elif isinstance(frame, LinkClosedError):
+                return
+            elif isinstance(frame, LinkLostError):
+                raise frame
             elif not isinstance(frame, Ping):
                 raise ProtocolError(f"{type(frame).__name__} in the middle of an upload")
 

@@ -33,8 +33,9 @@ class SendWindow:
         self._chunks: deque[ChunkFrame] = deque()
         self._first = 0
         self._next_out = 0
-        self._most_out = 0
-        """Chunks below were offered to the receiver by this process at least once."""
+        self._full_from: int | None = None
+        self._full_upto = 0
+        """Chunks from the one to below the other were sent by this process, with their bytes."""
         self._position = 0
         """Chunks below are with the receiver, as it said when it welcomed us."""
 
@@ -72,7 +73,9 @@ class SendWindow:
                 "acknowledged: it lost data; make the dump again"
             )
         self._position = welcome.position
-        self._forget(min(welcome.position, self._most_out))
+        if self._full_from is not None and welcome.position > self._full_from:
+            # It took some of those, so it had agreed to all comparisons that went before them.
+            self._forget(min(welcome.position, self._full_upto))
         self._next_out = self._first
 
     def next_frame(self) -> ChunkFrame | Same | None:
@@ -81,13 +84,14 @@ class SendWindow:
         if index >= len(self._chunks):
             return None
         chunk = self._chunks[index]
-        is_known = self._most_out <= chunk.seq < self._position
         self._next_out += 1
-        if is_known:
+        if chunk.seq < self._position:
             self.n_skipped += 1
             return chunk.same()
-        self.n_resent += chunk.seq < self._most_out
-        self._most_out = max(self._most_out, self._next_out)
+        if self._full_from is None:
+            self._full_from = chunk.seq
+        self.n_resent += chunk.seq < self._full_upto
+        self._full_upto = max(self._full_upto, self._next_out)
         return chunk
 
     def acknowledge(self, ack: Ack) -> bool:
@@ -99,7 +103,6 @@ class SendWindow:
         if ack.written > self._next_out:
             raise ProtocolError(f"ACK of {ack.written} chunks where {self._next_out} had been sent")
         self.durable = max(self.durable, ack.durable)
-        self._most_out = max(self._most_out, ack.written)
         return self._forget(ack.written)
 
     def _forget(self, written: int) -> bool:

@@ -49,7 +49,7 @@ def _struct_pages(layout: PageLayout) -> st.SearchStrategy[dict[str, int]]:
             "flags": _flags(layout),
             "compound": st.sampled_from([0, 0, 0, 0xFFFF880000000001, 0xDEAD000000000100]),
             "mapping": st.sampled_from([0, 0, 1, 2, 3, 0xFFFF888000000000]),
-            "private": st.one_of(st.integers(0, 12), st.sampled_from([64, (1 << 64) - 1])),
+            "private": st.sampled_from([0, 1, 2, 3, 5, 9, 10, 11, 64, (1 << 64) - 1]),
             "mapcount": _mapcounts(layout),
             "bytes": st.integers(0, 0xFFFF),
         }
@@ -69,7 +69,27 @@ def memmaps(draw: st.DrawFn) -> tuple[PageLayout, ByteArray, int]:
         _store(row, layout, words)
     chosen = rng.integers(-n_blank, len(palette) + 1, n_pages).clip(0)
     first_pfn = draw(st.integers(0, 1 << 20)) * _WINDOW
-    return layout, rows[chosen].reshape(-1), first_pfn
+    found = rows[chosen]
+    if draw(st.booleans()):
+        _align_buddies(found, layout, first_pfn)
+    return layout, found.reshape(-1), first_pfn
+
+
+def _align_buddies(rows: ByteArray, layout: PageLayout, first_pfn: int) -> None:
+    """Lower the orders of free blocks to what their pfns allow, as in memory that is not corrupt.
+
+    Blocks inside blocks stay: merging leaves the old orders where they were.
+    """
+    at, value = layout.mapcount_off, layout.types.buddy
+    if at is None or value is None or layout.private_off is None:
+        return
+    buddies = rows[:, at : at + 4].copy().view("<u4")[:, 0] == value
+    for index in np.flatnonzero(buddies).tolist():
+        pfn = first_pfn + index
+        fitting = (pfn & -pfn).bit_length() - 1 if pfn else 63
+        private = rows[index, layout.private_off : layout.private_off + 8]
+        order = int.from_bytes(private.tobytes(), "little")
+        private[:] = list(min(order, fitting).to_bytes(8, "little"))
 
 
 def _store(row: ByteArray, layout: PageLayout, words: dict[str, int]) -> None:

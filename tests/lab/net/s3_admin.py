@@ -1,4 +1,4 @@
-"""What tests do to an S3 server beside the code that they test: buckets, objects, presigned URLs."""
+"""What tests do to an S3 server beside the code under test: buckets, objects, presigned URLs."""
 
 from __future__ import annotations
 

@@ -61,6 +61,14 @@ def without_tail(facts: DemoFacts, path: Path, n_pages: int) -> Path:
     return path
 
 
+def section_paddr(facts: DemoFacts) -> int:
+    """Where struct mem_section of section 0 is; SPARSEMEM_EXTREME, the symbol being the array."""
+    array = facts.symbols["mem_section"] - facts.addresses.page_offset
+    with facts.path.open("rb") as file:
+        file.seek(facts.addresses.file_off(array))
+        return int.from_bytes(file.read(8), "little") - facts.addresses.page_offset
+
+
 def bits_of(bitmap: PageBitmap) -> BoolArray:
     """bool[n_pages]."""
     blocks = [bitmap.block(index) for index in range(bitmap.n_blocks)]

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DumpError, FormatError, MissingInfoError
-from stages.demo.address_map import MEMMAP_PAGES
 from stages.demo.build import DemoFacts, ModelName
 from stages.filter.memory_model import MemmapRegion, MemoryModel, join_regions, read_memory_model
 from stages.filter.page_layout import PageLayout
 from tests.unit.filter.conftest import DemoMaker
-from tests.unit.filter.opening import open_demo, patched
+from tests.unit.filter.opening import open_demo, patched, section_paddr
 
 PAGE = 4096
 SECTION = 32768
@@ -36,15 +35,6 @@ def expected(facts: DemoFacts, end: int) -> tuple[MemmapRegion, ...]:
     base = facts.addresses.vmemmap_start
     sections = [(0, SECTION), (2 * SECTION, end)]
     return tuple(MemmapRegion(start, stop, base + start * 64) for start, stop in sections)
-
-
-def paddr_of_sections(facts: DemoFacts) -> int:
-    """Where struct mem_section of section 0 is."""
-    array = facts.symbols["mem_section"] - facts.addresses.page_offset
-    with facts.path.open("rb") as file:
-        file.seek(facts.addresses.file_off(array))
-        root = struct.unpack("<Q", file.read(8))[0]
-    return int(root) - facts.addresses.page_offset
 
 
 class TestModels:
@@ -125,7 +115,7 @@ class TestCorruptSections:
     async def test_absent_bit_makes_a_hole(self, demo: DemoMaker, tmp_path: Path) -> None:
         """Hot-removed sections keep their encoded map (v5.3 to v5.5): only bit 0 counts."""
         facts = demo()
-        at = paddr_of_sections(facts)
+        at = section_paddr(facts)
         writes = {at: struct.pack("<Q", facts.addresses.vmemmap_start | 0b1110)}
         model = await model_of(patched(facts, tmp_path / "image", writes))
 
@@ -159,7 +149,7 @@ class TestCorruptSections:
         """Thousands of roots that point to one page would cost hours."""
         facts = demo()
         array = facts.symbols["mem_section"] - facts.addresses.page_offset
-        root = struct.pack("<Q", paddr_of_sections(facts) + facts.addresses.page_offset)
+        root = struct.pack("<Q", section_paddr(facts) + facts.addresses.page_offset)
         path = patched(facts, tmp_path / "image", {array: root * 512})
 
         with pytest.raises(FormatError, match="roots that differ"):
@@ -168,7 +158,7 @@ class TestCorruptSections:
     async def test_struct_pages_that_are_not_mapped(self, demo: DemoMaker, tmp_path: Path) -> None:
         """Sections whose struct pages are nowhere are not sections."""
         facts = demo()
-        at = paddr_of_sections(facts)
+        at = section_paddr(facts)
         bad = struct.pack("<Q", 0xFFFF_8111_0000_0000 | 0b1111)
         path = patched(facts, tmp_path / "image", {at: bad, at + 64: bad})
 
@@ -250,8 +240,3 @@ class TestJoining:
             MemmapRegion(0, 8, 1000),
             MemmapRegion(8, 10, None),
         )
-
-
-def test_memmap_of_a_section_is_two_mebibytes() -> None:
-    """What the tests above rely on."""
-    assert MEMMAP_PAGES * PAGE == SECTION * 64

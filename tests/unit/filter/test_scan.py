@@ -194,6 +194,19 @@ class TestWhatIsNotThere:
         assert found.unknown is not None
         assert np.flatnonzero(found.unknown).tolist() == [63]
 
+    def test_half_a_struct_page_is_no_free_block(self) -> None:
+        """Type and order may be in the half that is there, flags and tail bit in the other."""
+        rows = StructRows("6.1", 128)
+        rows.rows[64, 8:16] = list((3).to_bytes(8, "little"))  # private, 32 bytes further on
+        rows.rows[64, 16:20] = list(rows.kernel.types.buddy.to_bytes(4, "little"))
+        image = RowsImage(rows)
+        pfns = np.array([UNMAPPED, MEMMAP_PFN + 1], dtype=np.uint64)
+        found = scanner_of(image, rows, 16).scan([LocatedWindow(0, 64, 32, pfns, None)])[0]
+
+        assert found.codes is not None
+        assert not found.codes.codes.any()
+        assert not found.codes.orders.any()
+
     def test_unreadable_page_beside_free_chunks(self) -> None:
         """What is unknown stays in its place when free chunks are not read."""
         rows = busy_rows()

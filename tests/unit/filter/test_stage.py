@@ -20,7 +20,7 @@ from stages.filter.sweep import SectionVerdict
 from stages.reader.image import Image
 from stages.reader.probe import open_image
 from tests.unit.filter.conftest import DemoMaker, DemoOptions
-from tests.unit.filter.opening import bits_of, open_demo, patched, without_tail
+from tests.unit.filter.opening import bits_of, open_demo, patched, section_paddr, without_tail
 
 LEVELS = (0, 1, 2, 4, 8, 16, 31)
 VARIANTS: tuple[DemoOptions, ...] = (
@@ -280,13 +280,33 @@ class TestAsAStage:
         assert np.array_equal(kept[:BLOCK_PAGES], wanted[:BLOCK_PAGES])
         assert items[-1].result.kept.count() == kept.sum() == wanted.sum()
 
-    async def test_blocks_without_struct_pages_have_verdicts_too(self, demo: DemoMaker) -> None:
-        """Sections that are not present keep their pages."""
+    async def test_blocks_without_struct_pages_have_verdicts_too(
+        self, demo: DemoMaker, tmp_path: Path
+    ) -> None:
+        """A section that is not present keeps its pages, in its place in the order."""
         facts = demo()
-        image, kernel = await open_demo(facts.path, {"NUMBER(MAX_PHYSMEM_BITS)": "28"})
-        # 2 sections fit 28 bits: the third has no struct pages, and max_mapnr is cut before it.
-        result = await filter_image(image, kernel, 31)
+        section = section_paddr(facts)
+        absent = struct.pack("<Q", facts.addresses.vmemmap_start | 0b1110)
+        path = patched(facts, tmp_path / "image", {section: absent})
+        image, kernel = await open_demo(path)
+        channel: Channel[SectionVerdict | EndOfFilter] = Channel("filter", 1 << 30)
+        await FilterStage(image, kernel, 31).run(channel)
+        channel.close_sender()
+        first, second, end = [item async for item in channel]
         image.close()
+
+        assert isinstance(first, SectionVerdict)
+        assert isinstance(second, SectionVerdict)
+        assert isinstance(end, EndOfFilter)
+        assert (first.index, second.index) == (0, 2)
+        n_ram = int(facts.ram[:SECTION_PAGES].sum())
+        assert first.n_without == first.kept.sum() == n_ram == end.result.n_without
+        assert np.array_equal(first.kept, facts.ram[:SECTION_PAGES])
+
+    async def test_sections_beyond_the_kernels_own_limit(self, demo: DemoMaker) -> None:
+        """Two sections fit 28 bits: max_mapnr is cut before the third."""
+        facts = demo()
+        result = await filtered(facts.path, 31, {"NUMBER(MAX_PHYSMEM_BITS)": "28"})
 
         assert result.max_mapnr == SECTION_PAGES
         assert result.kept.count() == facts.kept(31)[:SECTION_PAGES].sum()

@@ -128,6 +128,20 @@ class TestRequests:
         assert found.paddrs.tolist() == [paddr for _, paddr, _ in builder.placed]
         assert max(len(request) for request in pages.requests) == 1024
 
+    async def test_more_addresses_than_a_chunk(self) -> None:
+        """Many addresses, in descending order and several a page, keep their places."""
+        builder = PageTableBuilder(FOUR_LEVELS, ROOT)
+        for leaf in range(200):
+            builder.map(DIRECT + (leaf << 21), (leaf * 7) << 21, 21)
+        offsets = np.arange(200 << 21, 0, -2500, dtype=np.uint64) - np.uint64(1)
+
+        found = await walk(FOUR_LEVELS, ROOT, tables_of(builder), offsets + np.uint64(DIRECT))
+
+        assert len(offsets) > 2 * (1 << 16)
+        assert found.mapped.all()
+        leaves = (offsets >> np.uint64(21)) * np.uint64(7 << 21)
+        assert np.array_equal(found.paddrs, leaves + (offsets & np.uint64((1 << 21) - 1)))
+
 
 class TestHostile:
     async def test_self_reference(self) -> None:

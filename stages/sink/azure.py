@@ -1,0 +1,42 @@
+"""``az://container/blob``: puts the Azure sink together."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from stages.sink.azure_account import find_account, parse_az_url
+from stages.sink.azure_store import AzureStore
+from stages.sink.parts_sink import PartsOptions, PartsSink
+from stages.sink.throttle import TokenBucket
+from stages.sink.web_client import WebClient
+
+if TYPE_CHECKING:
+    from pipeline.config.settings import Settings
+    from stages.sink.journal import Journal
+
+
+def make_sink(url: str, settings: Settings, journal: Journal | None = None) -> PartsSink:
+    """The sink for an Azure target.
+
+    Args:
+        url: ``az://container/blob``.
+        settings: all; ``net``, ``azure`` and ``dump.overwrite`` count.
+        journal: to be written, and gone on with if it has an upload; None discards the parts of a
+            failed upload.
+
+    Raises:
+        UsageError: the URL names no blob, or the environment no account.
+    """
+    name = parse_az_url(url)
+    block_size = settings.azure.block_size
+    block_bytes = None if block_size == "auto" else block_size
+    client = WebClient(str(name), settings.net, TokenBucket(settings.net.rate_limit))
+    store = AzureStore(name, find_account(settings.azure, os.environ), client, block_bytes)
+    options = PartsOptions(
+        name=name.blob.rpartition("/")[2],
+        part_bytes=block_bytes,
+        buffer_bytes=settings.azure.buffer_bytes,
+        overwrite=settings.dump.overwrite,
+    )
+    return PartsSink(store, options, settings.net, journal)
