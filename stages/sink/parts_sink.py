@@ -26,8 +26,10 @@ from pipeline.flow.items import Chunk, EndOfDump, HeadOrder, Outline, Receipt, T
 from pipeline.obs.log import log_event
 from stages.sink.journal import Journal
 from stages.sink.manifest import DumpFacts, Form, build_manifest
+from stages.sink.part_buffers import PartBuffers
+from stages.sink.part_filling import Filling
 from stages.sink.part_store import PartStore, Seal, SentPart, UploadGoneError
-from stages.sink.parts import Grid, Part, PartAssembler, Span, plan_grid
+from stages.sink.parts import Grid, Part, plan_grid
 from stages.sink.retry import Failure, RetryPolicy, TransientError, retry
 from stages.sink.throttle import start_jitter
 from stages.sink.upload_journal import FormerUpload, note_part, note_upload, read_former
@@ -137,7 +139,7 @@ class PartsSink:
             problem = f"{self._store.target}: the writer stopped before its end"
             raise TornStreamError(problem) from None
 
-    def _plan(self, outline: Outline, group: anyio.abc.TaskGroup) -> _Filling:
+    def _plan(self, outline: Outline, group: anyio.abc.TaskGroup) -> Filling:
         grid = plan_grid(outline, self._store.limits, self._options.part_bytes)
         if self._former is not None:
             self._former.require_grid(grid)
@@ -145,13 +147,18 @@ class PartsSink:
             note_upload(self._journal, self._upload_id, grid)
             log_event("upload_begun", target=self._store.target, journal=str(self._journal.path))
         n_sending = _concurrency(grid, self._options.buffer_bytes, self._net.concurrency)
+        buffers = PartBuffers(grid.n_open + n_sending)
 
-        def send(part: Part, data: memoryview, done: Callable[[], None]) -> None:
-            group.start_soon(self._send, part, data, done, name=f"part:{part.number}")
+        async def send(part: Part, buffer: mmap.mmap) -> None:
+            await self._send(part, memoryview(buffer)[: part.n_bytes])
+            buffers.give_back(buffer)
 
-        return _Filling(grid, self._store.limits.most_parts, grid.n_open + n_sending, send)
+        def dispatch(part: Part, buffer: mmap.mmap) -> None:
+            group.start_soon(send, part, buffer, name=f"part:{part.number}")
 
-    async def _send(self, part: Part, data: memoryview, done: Callable[[], None]) -> None:
+        return Filling(grid, self._store.limits.most_parts, buffers, dispatch)
+
+    async def _send(self, part: Part, data: memoryview) -> None:
         seal = await anyio.to_thread.run_sync(self._store.seal, data)
         sent = None if self._former is None else self._former.find(part, seal)
         if sent is None:
@@ -160,7 +167,6 @@ class PartsSink:
             if self._journal is not None:
                 note_part(self._journal, sent)
         self._sent[part.number] = sent
-        done()
 
     async def _put(self, part: Part, data: memoryview, seal: Seal) -> str:
         """Send a part; a refused one once more, since the request may have been damaged."""
@@ -235,67 +241,3 @@ def _concurrency(grid: Grid, buffer_bytes: int, wanted: int) -> int:
     n_low = grid.n_open - 1
     left = buffer_bytes - n_low * grid.low_part - grid.data_part
     return max(min(wanted, left // grid.data_part), 1)
-
-
-class _Filling:
-    """The parts that are not complete yet."""
-
-    def __init__(
-        self,
-        grid: Grid,
-        most_parts: int,
-        n_buffers: int,
-        send: Callable[[Part, memoryview, Callable[[], None]], None],
-    ) -> None:
-        self._grid = grid
-        self._most_parts = most_parts
-        self._assembler = PartAssembler(grid)
-        self._free = anyio.Semaphore(n_buffers)
-        self._send = send
-        self._open: dict[int, memoryview] = {}
-        self._complete: set[int] = set()
-
-    @property
-    def size(self) -> int:
-        return self._assembler.size
-
-    async def take(self, chunk: Chunk) -> None:
-        """Copy `chunk` where it belongs and release it; sends parts that it completes."""
-        for span in self._assembler.spans(chunk):
-            await self._place(span)
-            part = self._assembler.add(chunk.kind, span)
-            if part is not None:
-                await self._dispatch(part)
-        if chunk.release is not None:
-            chunk.release()
-
-    async def _place(self, span: Span) -> None:
-        buffer = await self._buffer(span.number)
-        if span.data is not None:
-            buffer[span.start : span.start + span.n_bytes] = span.data
-
-    async def _buffer(self, number: int) -> memoryview:
-        """The part's buffer; all zeros when it is new, so gaps need no writing."""
-        if number > self._most_parts:
-            raise SinkError(
-                f"the dump does not fit into {self._most_parts} parts of {self._grid.data_part} "
-                "bytes"
-            )
-        if number not in self._open:
-            await self._free.acquire()
-            n_bytes = self._grid.part(number).n_bytes
-            # A mapping costs memory only where it was written to, and gives all of it back.
-            memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            self._open[number] = memoryview(memory)
-        return self._open[number]
-
-    async def _dispatch(self, part: Part) -> None:
-        buffer = await self._buffer(part.number)
-        del self._open[part.number]
-        self._complete.add(part.number)
-        self._send(part, buffer[: part.n_bytes], self._free.release)
-
-    async def finish(self) -> None:
-        """Send what is still open: the dump has ended."""
-        for part in self._assembler.finish(self._complete):
-            await self._dispatch(part)

@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 import anyio.to_thread
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from pipeline.errors import SinkError
 from stages.sink.part_store import Seal, SentPart, UploadGoneError
@@ -55,7 +55,7 @@ class Presigned(Struct, frozen=True, forbid_unknown_fields=True):
     part_size: int
     complete: str
     abort: str | None = None
-    list: str | None = None
+    list_parts: str | None = field(default=None, name="list")
     head: str | None = None
     manifest: str | None = None
 
@@ -114,10 +114,10 @@ class PresignedStore:
         return "presigned"
 
     async def resume(self, upload_id: str) -> Mapping[int, str] | None:
-        if self._urls.list is None:
+        if self._urls.list_parts is None:
             return None
         try:
-            answer = await self._good("list the parts", "GET", self._urls.list)
+            answer = await self._good("list the parts", "GET", self._urls.list_parts)
         except S3RefusedError as error:
             if error.code == "NoSuchUpload":
                 raise UploadGoneError(str(error)) from error
@@ -220,7 +220,7 @@ def _problem(document: Presigned) -> str:
     else:
         urls = list(document.parts)
     urls += [document.complete]
-    others = (document.abort, document.list, document.head, document.manifest)
+    others = (document.abort, document.list_parts, document.head, document.manifest)
     urls += [url for url in others if url is not None]
     return "" if all(_is_web(url) for url in urls) else "something that is no http or https URL"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import anyio
-
 from pipeline.errors import SinkError
 from stages.sink.retry import TransientError
 from stages.sink.ssh_process import LostConnectionError, SshProcess
@@ -15,7 +13,6 @@ from stages.sink.ssh_words import failure
 
 _READ_BYTES: Final = 4096
 _MOST_SAID: Final = 64 << 10
-_END_S: Final = 5.0
 
 
 class RemoteCommand:
@@ -103,9 +100,14 @@ class RemoteCommand:
             return SinkError(f"{self._target}: {answer}")
         return await self._failure()
 
-    async def close(self) -> None:
-        """End it, by itself or by force; works when cancelled."""
-        await self._process.close(_END_S)
+    async def hang_up(self) -> str:
+        """End the input before its time; what the command says to that."""
+        _, words = await self._process.last_words()
+        return words
+
+    async def close(self, most_s: float = 0) -> None:
+        """End it; it may take `most_s` to end by itself. Works when cancelled."""
+        await self._process.close(most_s)
 
 
 async def run_command(argv: Sequence[str], target: str, data: bytes = b"") -> None:
@@ -121,5 +123,4 @@ async def run_command(argv: Sequence[str], target: str, data: bytes = b"") -> No
             await command.send([memoryview(data)])
         await command.finish()
     finally:
-        with anyio.CancelScope(shield=True):
-            await command.close()
+        await command.close()

@@ -9,6 +9,8 @@ import shlex
 from typing import Final
 
 MARK: Final = "dumpstream:"
+REFUSED: Final = 3
+"""Exit code after an answer that says why not."""
 
 
 def _command(path: str, script: str) -> str:
@@ -27,15 +29,13 @@ def receive(path: str, program: str, *, overwrite: bool) -> str:
     say = f"echo {MARK}"
     steps = [
         "umask 077",
-        f'if [ -d "$p" ]; then {say} is a directory; exit 3; fi',
-        f'd=${{p%/*}}; if [ ! -d "${{d:-/}}" ]; then {say} there is no such directory; exit 3; fi',
+        f'if [ -d "$p" ]; then {say} is a directory; exit {REFUSED}; fi',
+        f'd=${{p%/*}}; if [ ! -d "${{d:-/}}" ]; then {say} there is no such directory; exit {REFUSED}; fi',
     ]
     if overwrite:
         steps.append('rm -f "$t"')
     else:
-        taken = (
-            f'if [ -e "$f" ] || [ -L "$f" ]; then {say} "$f" exists, -f overwrites it; exit 3; fi'
-        )
+        taken = f'if [ -e "$f" ] || [ -L "$f" ]; then {say} "$f" exists, -f overwrites it; exit {REFUSED}; fi'
         steps.append(f'for f in "$p" "$t"; do {taken}; done')
     if program:
         name = shlex.quote(program)
@@ -64,14 +64,19 @@ def commit(path: str, size: int, *, overwrite: bool) -> str:
     # A hard link is the one way to rename without replacing; some file systems have none.
     gently = (
         'if ln "$t" "$p" 2>/dev/null; then rm -f "$t"; elif [ -e "$p" ] || [ -L "$p" ]; '
-        f'then {say} appeared meanwhile, -f overwrites it; exit 3; else mv "$t" "$p" || exit 4; fi'
+        f'then {say} appeared meanwhile, -f overwrites it; exit {REFUSED}; else mv "$t" "$p" || exit 4; fi'
     )
     steps = [
         f"if {is_done}; then exit 0; fi 2>/dev/null",
-        f"if ! {is_whole}; then {say} the partial file has changed; exit 3; fi",
+        f"if ! {is_whole}; then {say} the partial file has changed; exit {REFUSED}; fi",
         'mv -f "$t" "$p" || exit 4' if overwrite else gently,
     ]
     return _command(path, "; ".join(steps))
+
+
+def is_there(path: str, size: int) -> str:
+    """Succeed if the file has its final name and `size` bytes."""
+    return _command(path, f'[ ! -e "$t" ] && [ "$(wc -c <"$p")" -eq {size} ]')
 
 
 def put_manifest(path: str, suffix: str) -> str:

@@ -203,6 +203,12 @@ class TcpSink:
 
     async def abort(self) -> str | None:
         n_there = self.sender.window.acknowledged
+        if not n_there:
+            with anyio.move_on_after(_ABORT_S, shield=True):
+                try:
+                    n_there = await self.sender.discard()
+                except SinkError as error:
+                    log_event("upload_not_discarded", "warning", why=str(error))
         if n_there:
             if self._journal is not None:
                 self._journal.keep()
@@ -210,11 +216,6 @@ class TcpSink:
                     "upload_kept", "warning", resume=f"dumpstream resume {self._journal.path}"
                 )
             return f"{self.target}.partial" if self._form == "kdump" else None
-        with anyio.move_on_after(_ABORT_S, shield=True):
-            try:
-                await self.sender.discard()
-            except SinkError as error:
-                log_event("upload_not_discarded", "warning", why=str(error))
         if self._journal is not None:
             self._journal.remove()
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -129,4 +130,5 @@ def _why(error: OSError) -> str:
         cause = cause.exceptions[0]
     if isinstance(cause, socket.gaierror):
         return f"host not found ({cause.strerror})"
-    return getattr(cause, "strerror", None) or str(error)
+    number = getattr(cause, "errno", None)
+    return os.strerror(number) if number else str(error)

@@ -163,17 +163,20 @@ class Sender:
             while not isinstance(await self.hear(link), Done):
                 pass
 
-    async def discard(self) -> None:
-        """Tell the receiver to forget an upload that holds nothing; best effort.
+    async def discard(self) -> int:
+        """Have the receiver forget the upload if it holds nothing; tries once.
+
+        Returns:
+            Chunks that the receiver has, and keeps.
 
         Raises:
             SinkError: it could not be told.
         """
-        with anyio.move_on_after(_DISCARD_S):
-            async with self._connected(self._hello) as (link, welcome):
-                if welcome.position == 0:
-                    await link.send(Discard())
-                    await link.close_politely(_DISCARD_S)
+        async with self._connected(self._hello) as (link, welcome):
+            if welcome.position == 0:
+                await link.send(Discard())
+                await link.close_politely(_DISCARD_S)
+            return welcome.position
 
     async def hear(self, link: Link) -> Frame:
         """The next frame; the receiver sends one at every heartbeat."""

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import getpass
+import hashlib
+import shlex
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import anyio
 import pytest
 
 from pipeline.config.targets import NetSettings, SshSettings
-from pipeline.errors import DumpError, SinkError, StageError
+from pipeline.errors import DumpError, RestartableSinkError, SinkError, StageError
 from stages.sink.manifest import read_manifest
+from stages.sink.partial_file import PartialFile
 from stages.sink.sftp import SftpSink
+from stages.sink.ssh import SshSink
 from stages.sink.ssh_url import parse_ssh_url
+from stages.transport.flat_stream import receive_stream
 from tests.lab.net.sshd import SshServer, clients_of, make_key, ssh_server, trust
 from tests.support.chunk_stream import ChunkStream, send
 from tests.support.faulty_proxy import Faults, Line, faulty_proxy
@@ -52,6 +60,19 @@ def sftp(
         overwrite=overwrite,
         fsync=True,
     )
+
+
+def over_ssh(
+    server: SshServer,
+    name: str,
+    *,
+    net: NetSettings = QUICK,
+    ssh: SshSettings | None = None,
+    port: int | None = None,
+    overwrite: bool = False,
+) -> SshSink:
+    target = parse_ssh_url(server.url(name, scheme="ssh", port=port))
+    return SshSink(target, ssh or server.client(remote_program=""), net, overwrite=overwrite)
 
 
 def left(server: SshServer, name: str) -> list[str]:
@@ -226,4 +247,135 @@ async def test_a_cancelled_dump_leaves_no_process_behind(server: SshServer) -> N
         await send(stream, sftp(server, "cancelled", net=net))
     assert scope.cancelled_caught
     assert left(server, "cancelled") == ["cancelled.partial"]
+    assert clients_of(server) == []
+
+
+def unflattened(path: Path, tmp_path: Path) -> bytes:
+    """The dump in a flattened stream, as our own reader of such files assembles it."""
+    with path.open("rb") as stream:
+        receive_stream(
+            stream, PartialFile(str(tmp_path / "assembled"), overwrite=True, fsync=False)
+        )
+    return (tmp_path / "assembled").read_bytes()
+
+
+async def test_ssh_leaves_the_stream_and_a_manifest(server: SshServer, tmp_path: Path) -> None:
+    """A host with nothing but a shell keeps the flattened stream, private, with its SHA-256."""
+    stream = ChunkStream(20 * MIB)
+    receipt = await send(stream, over_ssh(server, "cat"))
+
+    path = server.files / "cat"
+    assert unflattened(path, tmp_path) == stream.expected()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    manifest = read_manifest(server.files / "cat.manifest.json")
+    assert manifest.form == "flattened"
+    assert manifest.pieces()[0].sha256 == hashlib.sha256(path.read_bytes()).digest()
+    assert receipt.n_bytes == path.stat().st_size
+    assert left(server, "cat") == ["cat", "cat.manifest.json"]
+    assert clients_of(server) == []
+
+
+async def test_ssh_has_dumpstream_assemble_the_dump_where_it_is_installed(
+    server: SshServer,
+) -> None:
+    """The other end's own dumpstream makes a readable file of the stream."""
+    install_receiver(server)
+    stream = ChunkStream(20 * MIB)
+    receipt = await send(stream, over_ssh(server, "assembled", ssh=server.client()))
+
+    assert (server.files / "assembled").read_bytes() == stream.expected()
+    manifest = read_manifest(server.files / "assembled.manifest.json")
+    assert manifest.form == "kdump"
+    assert receipt.n_bytes == stream.size == manifest.size
+    assert left(server, "assembled") == ["assembled", "assembled.manifest.json"]
+
+
+def install_receiver(server: SshServer) -> None:
+    """A ``dumpstream`` at the other end that runs this checkout's `receive`."""
+    root = Path(__file__).parents[3]
+    program = server.bin / "dumpstream"
+    program.write_text(
+        f"#!/bin/sh\ncd {shlex.quote(str(root))} && exec {shlex.quote(sys.executable)} "
+        '-m pipeline "$@"\n'
+    )
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize("name", ["it's", "a b", "$(touch x)", "-rf", ";exit", 'q"q', "\\n", "*"])
+async def test_ssh_quotes_names(server: SshServer, name: str) -> None:
+    """No name means anything to the shells on the way."""
+    url = f"ssh://{getpass.getuser()}@127.0.0.1:{server.port}{server.files}/{quote(name)}"
+    sink = SshSink(parse_ssh_url(url), server.client(remote_program=""), QUICK, overwrite=False)
+    await send(ChunkStream(MIB), sink)
+    assert (server.files / name).stat().st_size > MIB
+    assert not (server.files / "x").exists()
+
+
+async def test_ssh_refuses_an_existing_file_unless_told_to_replace_it(
+    server: SshServer, tmp_path: Path
+) -> None:
+    """What has the name stays as it is without overwrite, and is replaced with it."""
+    path = server.files / "stays"
+    path.write_text("precious")
+    with pytest.raises(SinkError, match=r"stays exists, -f overwrites it"):
+        await send(ChunkStream(MIB), over_ssh(server, "stays"))
+    assert path.read_text() == "precious"
+
+    stream = ChunkStream(MIB)
+    await send(stream, over_ssh(server, "stays", overwrite=True))
+    assert unflattened(path, tmp_path) == stream.expected()
+
+
+async def test_ssh_says_that_a_directory_is_missing(server: SshServer) -> None:
+    """The refusal comes before the dump is made."""
+    with pytest.raises(SinkError, match="there is no such directory"):
+        await over_ssh(server, "not/there").open()
+
+
+async def test_ssh_that_loses_its_connection_says_that_the_run_must_start_over(
+    server: SshServer,
+) -> None:
+    """A stream cannot be taken up again: the error has the type that the fallback looks for."""
+    async with faulty_proxy(server.port, Faults(reset_every=5 * MIB)) as proxy:
+        with pytest.raises(StageError) as caught:
+            await send(ChunkStream(20 * MIB), over_ssh(server, "cut", port=proxy.port))
+    assert isinstance(caught.value.cause, RestartableSinkError)
+    assert "cannot take up again" in str(caught.value)
+    assert left(server, "cut") == []
+
+
+async def test_ssh_reports_the_failure_of_the_remote_command(
+    server: SshServer, tmp_path: Path
+) -> None:
+    """A disk that is full at the other end fails the dump with that command's own words."""
+    limited = server.client(remote_program="")
+    (server.bin / "cat").write_text(
+        "#!/bin/sh\nhead -c 100000\necho cat: no space left >&2; exit 1\n"
+    )
+    (server.bin / "cat").chmod(0o755)
+    try:
+        with pytest.raises(DumpError, match="no space left"):
+            await send(ChunkStream(20 * MIB), over_ssh(server, "full", ssh=limited))
+    finally:
+        (server.bin / "cat").unlink()
+    assert left(server, "full") == []
+
+
+async def test_ssh_notices_bytes_that_were_not_kept(server: SshServer) -> None:
+    """A file with the right size and the wrong content never gets the dump's name."""
+    (server.bin / "cat").write_text("#!/bin/sh\nexec tr '\\000' '\\001'\n")
+    (server.bin / "cat").chmod(0o755)
+    try:
+        with pytest.raises(DumpError, match=r"SHA-256 is .*, wanted"):
+            await send(ChunkStream(MIB), over_ssh(server, "altered"))
+    finally:
+        (server.bin / "cat").unlink()
+    assert left(server, "altered") == []
+
+
+async def test_a_torn_dump_leaves_nothing_over_ssh(server: SshServer) -> None:
+    """Without the end of the dump there is no file, under any name."""
+    with pytest.raises(DumpError):
+        await send(ChunkStream(5 * MIB, fail_at=2 * MIB), over_ssh(server, "torn"))
+    assert left(server, "torn") == []
     assert clients_of(server) == []

@@ -94,6 +94,19 @@ async def test_real_kernels(name: str, level: int, tmp_path: Path) -> None:
     assert result.warnings == []
 
 
+@pytest.mark.parametrize(("first", "second"), [(0, 31), (1, 31), (16, 8), (31, 31)])
+async def test_refiltering(first: int, second: int, tmp_path: Path) -> None:
+    """A dump of a dump: the level of both, and the pages of both."""
+    source = tmp_path / "source"
+    makedumpfile_dump(ensure_oracle_image("k6.1-4l"), first, "lzo", source)
+    result, left, ram_differs = await compare(source, second, tmp_path)
+
+    assert left == []
+    assert ram_differs == "[]"
+    assert result.level == first | second
+    assert result.warnings == []
+
+
 @pytest.mark.parametrize("name", QEMU_KDUMP)
 async def test_qemu_kdump(name: str) -> None:
     """makedumpfile cannot read these (their phys_base is wrong); the kernel's own count agrees."""

@@ -21,7 +21,9 @@ from stages.sink.journal import Journal
 from stages.sink.manifest import SourceIdentity, read_manifest
 from stages.sink.retry import RetryPolicy
 from stages.sink.tcp import TcpSink
+from stages.transport.frames import pack
 from stages.transport.limits import Limits
+from stages.transport.messages import Welcome
 from tests.support.chunk_stream import ChunkStream, send
 from tests.support.faulty_proxy import Faults, Line, faulty_proxy
 from tests.support.running_receiver import make_tcp_sink, options, running_receiver
@@ -128,7 +130,8 @@ async def test_done_may_be_lost(tmp_path: Path) -> None:
         sink = make_tcp_sink(proxy.port, sending=options(stall_s=0.3))
         await sink.open()
         await run_flow(flow(source, sink))
-        proxy.faults.down.stall_after = proxy.seen.down_bytes + 160  # WELCOME passes, DONE not
+        welcome = len(pack(Welcome(version=1, name="dump", position=6, durable=6)))
+        proxy.faults.down.stall_after = proxy.seen.down_bytes + welcome  # passes; DONE does not
         proxy.faults.down.stall_s = 1.0
         await sink.commit()
 
@@ -156,7 +159,7 @@ async def test_receiver_is_restarted(tmp_path: Path) -> None:
             await sink.open()
             group.start_soon(deliver, sink)
             while sink.sender.window.acknowledged < 40:
-                await anyio.sleep(0.001)
+                await sink.sender.changed.wait()
         assert not delivered.is_set()
         async with running_receiver(tmp_path, port=first.port) as second:
             await delivered.wait()
@@ -216,11 +219,11 @@ async def test_what_a_dead_sender_leaves(tmp_path: Path) -> None:
         sink = make_tcp_sink(receiver.port)
         await sink.open()
         with pytest.raises(StageError):
-            await run_flow(flow(stream(MIB, fail_at=MIB // 2), sink))
+            await run_flow(flow(stream(8 * MIB, fail_at=7 * MIB), sink))
 
         assert await sink.abort() == f"tcp://127.0.0.1:{receiver.port}/dump.partial"
         head = (await read(tmp_path / "dump.partial"))[:5_000]
-        assert head == stream(MIB).expected(0, 5_000)
+        assert head == stream(8 * MIB).expected(0, 5_000)
 
 
 async def test_aborted_before_anything_was_sent(tmp_path: Path) -> None:
@@ -283,7 +286,7 @@ async def test_torn_stream_is_never_committed(tmp_path: Path) -> None:
     """A writer that stops without its end leaves a partial file."""
     async with running_receiver(tmp_path) as receiver:
         with pytest.raises(StageError):
-            await send(stream(MIB, fail_at=MIB // 2, torn=True), make_tcp_sink(receiver.port))
+            await send(stream(8 * MIB, fail_at=7 * MIB, torn=True), make_tcp_sink(receiver.port))
 
         assert receiver.names() == ["dump.partial", "dump.partial.state"]
 
@@ -308,7 +311,7 @@ async def test_receiver_that_vanishes_for_good(tmp_path: Path) -> None:
         await sink.open()
         proxy.faults.refuse_s = 60
         proxy.faults.reset_every = MIB
-        with anyio.fail_after(5), pytest.raises(StageError, match="127.0.0.1"):
+        with anyio.fail_after(5), pytest.raises(StageError, match=r"127\.0\.0\.1"):
             await run_flow(flow(stream(4 * MIB), sink))
 
 
