@@ -127,8 +127,6 @@ class HttpSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """File that holds a bearer token."""
     netrc: str | None = None
     """File with users and passwords by host; None is NETRC or ~/.netrc."""
-    client_certificate: str | None = None
-    """PEM file with a certificate and its key to show to the server."""
     verify: Literal["samples", "all", "none"] = "samples"
     """What is read back and compared before the dump gets its name."""
 

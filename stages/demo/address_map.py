@@ -102,8 +102,8 @@ def plan_addresses(n_mib: int, levels: int, rng: np.random.Generator | None) -> 
     Raises:
         ValueError: a size or a number of levels that cannot be.
     """
-    if not 64 <= n_mib <= 65536 or n_mib % 8 or levels not in (4, 5):
-        raise ValueError(f"{n_mib} MiB and {levels} levels: 64 to 65536, in steps of 8; 4 or 5")
+    if not 64 <= n_mib <= 2048 or n_mib % 8 or levels not in (4, 5):
+        raise ValueError(f"{n_mib} MiB and {levels} levels: 64 to 2048, in steps of 8; 4 or 5")
     half = n_mib * (1 << 20) // PAGE // 2
     second = (-(-half // SECTION_PAGES) + 1) * SECTION_PAGES
     ranges: list[RamRange] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,8 @@ from stages.demo.vmcoreinfo_text import UTS_NAME_OFF_5_10, MemoryModelKeys, vmco
 
 KernelName = Literal["5.10", "6.1", "6.6", "6.12", "7.1"]
 ModelName = Literal["sparse_extreme", "sparse_classic", "flat"]
-_CLASSIC_PHYSMEM_BITS = 36
+_CLASSIC_PHYSMEM_BITS: Final = 36
+_ROM_BYTE: Final = 0x5A
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def build_demo_image(
 
     Args:
         path: the file; its holes are pages that nobody wrote.
-        n_mib: RAM, 64 to 65536 in steps of 8.
+        n_mib: RAM, 64 to 2048 in steps of 8.
         kernel: generation of struct page, flags and VMCOREINFO keys.
         levels: of page tables, 4 or 5.
         memory_model: what VMCOREINFO and memory say about struct pages.
@@ -128,18 +129,27 @@ def build_demo_image(
     size = ram_end(addresses) + (ROM_PAGES * PAGE if device_rom else 0)
     with path.open("wb") as file:
         file.truncate(size)
-    return _build(
-        path,
-        np.memmap(path, dtype=np.uint8, mode="r+"),
-        KERNELS[kernel],
-        addresses,
-        rng,
+    form = _Form(
+        kernel=KERNELS[kernel],
         levels=levels,
         model=_model_keys(memory_model, levels),
         sections=SectionForm(symbol_is_pointer=mem_section_is_pointer, preinit=preinit_section),
-        leaf=PAGE if small_memmap_pages else LEAF_2M,
+        memmap_leaf=PAGE if small_memmap_pages else LEAF_2M,
         device_rom=device_rom,
     )
+    return _build(path, np.memmap(path, dtype=np.uint8, mode="r+"), form, addresses, rng)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What the image looks like, beside where things are."""
+
+    kernel: DemoKernel
+    levels: int
+    model: MemoryModelKeys
+    sections: SectionForm
+    memmap_leaf: int
+    device_rom: bool
 
 
 def _model_keys(name: str, levels: int) -> MemoryModelKeys:
@@ -150,45 +160,28 @@ def _model_keys(name: str, levels: int) -> MemoryModelKeys:
 def _build(
     path: Path,
     image: NDArray[np.uint8],
-    kernel: DemoKernel,
+    form: _Form,
     addresses: AddressMap,
     rng: np.random.Generator,
-    *,
-    levels: int,
-    model: MemoryModelKeys,
-    sections: SectionForm,
-    leaf: int,
-    device_rom: bool,
 ) -> DemoFacts:
     memory = DemoMemory(addresses.ranges, image)
-    pages = _struct_pages(kernel, addresses, rng)
+    pages = _struct_pages(form.kernel, addresses, rng)
     fill_contents(memory, pages)
-    heap = PageAllocator(addresses.heap_pfn, addresses.system_end)
-    data = KernelData(memory, addresses)
-    tables = KernelTables(memory, addresses, pages, data, heap)
-    utsname = pack_utsname(kernel.release)
-    gap = 0 if kernel.exports_uts_offset else UTS_NAME_OFF_5_10
-    tables.symbols["init_uts_ns"] = data.place(bytes(gap) + utsname)
-    log = log_lines(kernel.release)
-    tables.symbols["prb"] = place_printk_ring(data, log)
-    tables.symbols["clear_seq"] = data.place(bytes(24))
-    tables.build_memory_model(model, sections)
-    tables.build_node(numa=model.name != "flat")
-    tables.build_paging(levels, leaf)
-    tables.store_memmap()
-    text = vmcoreinfo_text(kernel, addresses, model, tables.symbols, levels)
-    head = elf_head(addresses, text, device_rom=device_rom)
+    utsname, log = pack_utsname(form.kernel.release), log_lines(form.kernel.release)
+    tables = _build_kernel(memory, pages, form, addresses, utsname, log)
+    text = vmcoreinfo_text(form.kernel, addresses, form.model, tables.symbols, form.levels)
+    head = elf_head(addresses, text, device_rom=form.device_rom)
     image[: len(head)] = np.frombuffer(head, dtype=np.uint8)
     max_mapnr = addresses.end_pfn
-    if device_rom:
-        image[ram_end(addresses) :] = 0x5A
+    if form.device_rom:
+        image[ram_end(addresses) :] = _ROM_BYTE
         max_mapnr = (addresses.sections[-1] + 1) * SECTION_PAGES
     return DemoFacts(
         path=path,
-        kernel=kernel.name,
-        release=kernel.release,
-        levels=levels,
-        memory_model=model.name,
+        kernel=form.kernel.name,
+        release=form.kernel.release,
+        levels=form.levels,
+        memory_model=form.model.name,
         addresses=addresses,
         max_mapnr=max_mapnr,
         kinds=pages.kinds[:max_mapnr],
@@ -198,6 +191,29 @@ def _build(
         symbols=tables.symbols,
         vmalloc_pfns=tuple(tables.vmalloc_backing()),
     )
+
+
+def _build_kernel(
+    memory: DemoMemory,
+    pages: StructPages,
+    form: _Form,
+    addresses: AddressMap,
+    utsname: bytes,
+    log: tuple[LogLine, ...],
+) -> KernelTables:
+    """The kernel's own memory: variables first, then what refers to them."""
+    heap = PageAllocator(addresses.heap_pfn, addresses.system_end)
+    data = KernelData(memory, addresses)
+    tables = KernelTables(memory, addresses, pages, data, heap)
+    gap = 0 if form.kernel.exports_uts_offset else UTS_NAME_OFF_5_10
+    tables.symbols["init_uts_ns"] = data.place(bytes(gap) + utsname)
+    tables.symbols["prb"] = place_printk_ring(data, log)
+    tables.symbols["clear_seq"] = data.place(bytes(24))
+    tables.build_memory_model(form.model, form.sections)
+    tables.build_node(numa=form.model.name != "flat")
+    tables.build_paging(form.levels, form.memmap_leaf)
+    tables.store_memmap()
+    return tables
 
 
 def _struct_pages(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -143,9 +144,10 @@ class FilterStage:
         plan = await prepare_filter(self.image, self.kernel, self.level)
         books = _Books.open(self.image, plan)
         verdicts = sweep(self.image, self.kernel, plan, books.saved, window_bytes=self.window_bytes)
-        async for verdict in verdicts:
-            books.add(verdict)
-            await outbox.send(verdict)
+        async with aclosing(verdicts):
+            async for verdict in verdicts:
+                books.add(verdict)
+                await outbox.send(verdict)
         result = books.close()
         result.warnings += await self._second_opinion(plan, result)
         await outbox.send(EndOfFilter(result))

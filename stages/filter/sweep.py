@@ -7,7 +7,8 @@ because a run (a buddy block, a gigantic page) can reach into the windows that f
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import anyio.to_thread
@@ -65,7 +66,7 @@ class SectionVerdict:
 
 async def sweep(
     image: Image, kernel: Kernel | None, plan: FilterPlan, saved: PageBitmap, *, window_bytes: int
-) -> AsyncIterator[SectionVerdict]:
+) -> AsyncGenerator[SectionVerdict]:
     """Verdicts for all blocks that have any page of `saved`, ascending.
 
     Args:
@@ -79,23 +80,34 @@ async def sweep(
         for index in _busy_blocks(saved, 0, saved.n_blocks):
             yield _untouched(saved, index)
         return
-    verdict: SectionVerdict | None = None
     next_index = 0
-    carry = NO_CARRY
-    async for window, scanned in _scanned(image, kernel, plan, plan.layout, saved, window_bytes):
-        index = window.first_pfn // BLOCK_PAGES
-        if verdict is None or index != verdict.index:
-            if verdict is not None:
-                yield verdict
-            for before in _busy_blocks(saved, next_index, index):
+    windows = _scanned(image, kernel, plan, plan.layout, saved, window_bytes)
+    async with aclosing(_verdicts(saved, windows)) as verdicts:
+        async for verdict in verdicts:
+            for before in _busy_blocks(saved, next_index, verdict.index):
                 yield _untouched(saved, before)
-            verdict = _untouched(saved, index)
-            next_index = index + 1
-        carry = _apply(verdict, window, scanned, carry)
-    if verdict is not None:
-        yield verdict
+            yield verdict
+            next_index = verdict.index + 1
     for index in _busy_blocks(saved, next_index, saved.n_blocks):
         yield _untouched(saved, index)
+
+
+async def _verdicts(
+    saved: PageBitmap, windows: AsyncGenerator[tuple[Window, ScannedWindow]]
+) -> AsyncGenerator[SectionVerdict]:
+    """Verdicts of the blocks that have windows; closes `windows`."""
+    verdict: SectionVerdict | None = None
+    carry = NO_CARRY
+    async with aclosing(windows):
+        async for window, scanned in windows:
+            index = window.first_pfn // BLOCK_PAGES
+            if verdict is not None and verdict.index != index:
+                yield verdict
+                verdict = None
+            verdict = verdict or _untouched(saved, index)
+            carry = _apply(verdict, window, scanned, carry)
+    if verdict is not None:
+        yield verdict
 
 
 def _busy_blocks(saved: PageBitmap, start: int, stop: int) -> Iterator[int]:
@@ -134,7 +146,7 @@ async def _scanned(
     layout: PageLayout,
     saved: PageBitmap,
     window_bytes: int,
-) -> AsyncIterator[tuple[Window, ScannedWindow]]:
+) -> AsyncGenerator[tuple[Window, ScannedWindow]]:
     n_pages = window_pages(layout, window_bytes)
     scanner = WindowScanner(image, layout, plan.level, n_pages=n_pages)
     windows = plan_windows(plan.model, saved, layout, n_pages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from typing import Protocol
 
 import anyio.to_thread
@@ -49,7 +50,8 @@ class FileSink:
     """Sink[Chunk] for a path on a mounted file system.
 
     The head comes first and marked incomplete, so that what a crash of the collector leaves behind
-    is a dump that crash opens, and that says what it is.
+    is a dump that crash opens, and that says what it is. The final head vouches for everything
+    else, so it is written when everything else is durable.
     """
 
     name = "sink"
@@ -59,16 +61,29 @@ class FileSink:
         self._file = file
         self._writer = writer
         self._end = 0
+        self._final_head: Chunk | None = None
+        self._has_head = False
+        self._has_pages = False
 
     async def open(self) -> None:
         self._file.claim()
 
     async def run(self, inbox: Inbox[Outline | Chunk | EndOfDump]) -> Receipt:
+        pages_kind = ChunkKind.DATA
         async for item in inbox:
             if isinstance(item, EndOfDump):
                 return await self._finish()
-            if isinstance(item, Chunk):
+            if isinstance(item, Outline):
+                pages_kind = ChunkKind.DESCRIPTORS if item.has_descriptors else ChunkKind.DATA
+                # Descriptors lie before the data: with room set aside for them, a disk that gets
+                # full costs the data that did not fit, and nothing else.
+                await anyio.to_thread.run_sync(self._file.reserve, item.data_start)
+            elif item.kind is ChunkKind.HEAD and self._end:
+                self._final_head = item
+            else:
                 await self._write(item)
+                self._has_head |= item.kind is ChunkKind.HEAD
+                self._has_pages |= item.kind is pages_kind
         raise TornStreamError(f"{self._file.partial}: the writer stopped before its end")
 
     async def _write(self, chunk: Chunk) -> None:
@@ -82,16 +97,20 @@ class FileSink:
 
     async def _finish(self) -> Receipt:
         started = time.perf_counter()
-        await self._writer.close()
         await anyio.to_thread.run_sync(self._file.sync)
+        if self._final_head is not None:
+            await self._write(self._final_head)
+            await anyio.to_thread.run_sync(self._file.sync)
+        await self._writer.close()
         return Receipt(str(self._file.path), self._end, time.perf_counter() - started)
 
     async def commit(self) -> None:
         self._file.commit()
 
     async def abort(self) -> str | None:
-        if self._end == 0:
+        with suppress(OSError):
+            await self._writer.close()
+        if not (self._has_head and self._has_pages):
             self._file.discard()
             return None
-        self._file.keep()
-        return str(self._file.partial)
+        return str(self._file.partial) if self._file.keep() else None

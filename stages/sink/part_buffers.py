@@ -10,9 +10,8 @@ import anyio
 class PartBuffers:
     """Hands out buffers of zeros, `n_buffers` at a time at most.
 
-    They are kept: an HTTP library's requests and answers refer to each other, so a buffer that was
-    left to the garbage collector would stay for long after it was sent (850 MiB instead of 110 for
-    an upload of 500 MiB). Memory that a buffer does not need at the moment is given back.
+    Giving one back frees its memory at once, whatever still refers to it: requests and answers of an
+    HTTP library refer to each other, and the garbage collector comes when it likes.
     """
 
     def __init__(self, n_buffers: int) -> None:

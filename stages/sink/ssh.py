@@ -189,9 +189,10 @@ class SshSink:
             await self._send([memoryview(END_RECORD)])
             await self._running.finish()
         except TransientError as error:
-            raise RestartableSinkError(
-                f"{error}; nobody knows whether the dump is there"
-            ) from error
+            try:  # the answer may be all that was lost
+                await self._run(ssh_scripts.is_there(self._target.path, self._size))
+            except SinkError:
+                raise RestartableSinkError(f"{error}; the dump is not there") from error
 
     def _manifest(self) -> bytes:
         pieces = [Piece(0, self._size, self._digest.digest())]
@@ -216,13 +217,25 @@ class SshSink:
         )
 
     async def abort(self) -> str | None:
-        claimed, self._claimed = self._claimed, False
+        left = None
         with anyio.CancelScope(shield=True):
+            with suppress(Exception), anyio.move_on_after(_ABORT_S):
+                left = await self._undo()
             if self._command is not None:
                 await self._command.close()
-            if claimed and not self._assembles:  # a stream without its end opens nowhere
-                with suppress(Exception), anyio.move_on_after(_ABORT_S):
-                    await self._run(ssh_scripts.remove(self._target.path), deadline_s=_ABORT_S / 2)
+        return left
+
+    async def _undo(self) -> str | None:
+        """Remove the partial file, unless the other end says that it is a readable part."""
+        claimed, self._claimed = self._claimed, False
+        if not claimed or self._command is None:
+            return None
+        if self._assembles:
+            await self._command.hang_up()
+            await self._run(ssh_scripts.has_partial(self._target.path), deadline_s=_ABORT_S / 2)
+            return self._target.show(self._target.partial)
+        await self._command.close()  # a stream without its end opens nowhere
+        await self._run(ssh_scripts.remove(self._target.path), deadline_s=_ABORT_S / 2)
         return None
 
 

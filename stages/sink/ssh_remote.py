@@ -100,10 +100,9 @@ class RemoteCommand:
             return SinkError(f"{self._target}: {answer}")
         return await self._failure()
 
-    async def hang_up(self) -> str:
-        """End the input before its time; what the command says to that."""
-        _, words = await self._process.last_words()
-        return words
+    async def hang_up(self) -> None:
+        """End the input before its time, and wait a little for what the command makes of it."""
+        await self._process.last_words()
 
     async def close(self, most_s: float = 0) -> None:
         """End it; it may take `most_s` to end by itself. Works when cancelled."""

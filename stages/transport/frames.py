@@ -19,6 +19,7 @@ field before its checksum.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -171,13 +172,15 @@ class FrameParser:
         """True when the other end may close without cutting a frame."""
         return self._prefix is None and self._filled == 0
 
-    def feed(self, data: bytes | memoryview) -> list[Frame]:
-        """The frames that `data` completes.
+    def feed(self, data: bytes | memoryview) -> Iterator[Frame]:
+        """The frames that `data` completes, parsed as they are asked for.
+
+        The iterator must be exhausted before the next call.
 
         Raises:
-            ProtocolError: what came is no frame, or one that this end does not take.
+            ProtocolError: while iterating: what came is no frame, or one that this end does not
+                take.
         """
-        frames: list[Frame] = []
         rest = memoryview(data)
         while rest:
             taken = rest[: len(self._buffer) - self._filled]
@@ -187,9 +190,8 @@ class FrameParser:
             while self._filled == len(self._buffer):
                 frame = self._advance()
                 if frame is not None:
-                    frames.append(frame)
+                    yield frame
                     break
-        return frames
 
     def _advance(self) -> Frame | None:
         """The buffer is full: a prefix calls for the rest, a rest makes a frame."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Self, cast
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import ByteStream
 
 from stages.transport.errors import LOST
@@ -41,7 +42,7 @@ class Link:
         self._stream = stream
         self._timeout_s = timeout_s
         self._parser = FrameParser(accepts)
-        self._frames: deque[Frame] = deque()
+        self._frames: Iterator[Frame] = iter(())
         self._sending = anyio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -101,17 +102,23 @@ class Link:
             LinkLostError: it broke.
             ProtocolError: the other end breaks the rules, or bytes were damaged on the way.
         """
-        while not self._frames:
-            try:
-                data = await self._stream.receive(_RECEIVE_BYTES)
-            except anyio.EndOfStream:
-                if self._parser.between_frames:
-                    raise LinkClosedError("the other end closed the connection") from None
-                raise LinkLostError("the other end closed the connection in a frame") from None
-            except LOST as error:
-                raise LinkLostError(_why(error)) from error
-            self._frames.extend(self._parser.feed(data))
-        return self._frames.popleft()
+        while True:
+            frame = next(self._frames, None)
+            if frame is not None:
+                # Whoever sends many small frames at once must not have the loop to himself.
+                await anyio.lowlevel.checkpoint()
+                return frame
+            self._frames = self._parser.feed(await self._receive_bytes())
+
+    async def _receive_bytes(self) -> bytes:
+        try:
+            return await self._stream.receive(_RECEIVE_BYTES)
+        except anyio.EndOfStream:
+            if self._parser.between_frames:
+                raise LinkClosedError("the other end closed the connection") from None
+            raise LinkLostError("the other end closed the connection in a frame") from None
+        except LOST as error:
+            raise LinkLostError(_why(error)) from error
 
 
 def _why(error: BaseException) -> str:

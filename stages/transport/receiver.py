@@ -120,16 +120,16 @@ class Receiver:
 
     async def _converse(self, stream: SocketStream, host: str) -> None:
         limits = self._limits
+        hello_by = anyio.current_time() + limits.hello_timeout_s
         try:
             with anyio.fail_after(limits.hello_timeout_s):
                 secured, subject = await self._secure(stream)
-                link = Link(secured, TO_RECEIVER, timeout_s=limits.idle_timeout_s)
-                hello = await link.receive()
         except TimeoutError:
-            raise LinkLostError(f"no HELLO after {limits.hello_timeout_s:g} s") from None
-        async with link:
+            raise LinkLostError(f"no TLS after {limits.hello_timeout_s:g} s") from None
+        async with Link(secured, TO_RECEIVER, timeout_s=limits.idle_timeout_s) as link:
             try:
-                await self._upload(link, _checked(hello), Peer(host, subject))
+                hello = await _hello(link, hello_by)
+                await self._upload(link, hello, Peer(host, subject))
             except Exception as error:
                 why, retry = _reason(error)
                 with anyio.move_on_after(_GOODBYE_S), suppress(LinkLostError):
@@ -239,14 +239,19 @@ def _level(hello: Hello) -> Literal["debug", "info"]:
     return "info" if hello.data_start and not hello.finishing else "debug"
 
 
-def _checked(hello: object) -> Hello:
-    if not isinstance(hello, Hello):
-        raise ProtocolError(f"{type(hello).__name__} where HELLO was due")
-    if not hello.oldest <= VERSION <= hello.newest:
-        raise ProtocolError(
-            f"protocol versions {hello.oldest} to {hello.newest}; this receiver speaks {VERSION}"
-        )
-    return hello
+async def _hello(link: Link, by: float) -> Hello:
+    """The first frame, which must be there at time `by`."""
+    with anyio.move_on_after(by - anyio.current_time()):
+        hello = await link.receive()
+        if not isinstance(hello, Hello):
+            raise ProtocolError(f"{type(hello).__name__} where HELLO was due")
+        if not hello.oldest <= VERSION <= hello.newest:
+            raise ProtocolError(
+                f"protocol versions {hello.oldest} to {hello.newest}; this receiver speaks "
+                f"{VERSION}"
+            )
+        return hello
+    raise LinkLostError("no HELLO in time")
 
 
 def _reason(error: BaseException) -> tuple[str, bool]:

@@ -38,7 +38,8 @@ from stages.transport.store import UploadStore
 
 _QUEUE_BYTES: Final = 2 << 20
 """Read ahead of the disk; with 8 senders 16 MiB, and as much again in buffers being filled."""
-_SAME_ACKS: Final = 256
+_ACK_BYTES: Final = 256 << 10
+"""Taken before they are acknowledged, while more is waiting; a large chunk is at once."""
 _FRAME_BYTES: Final = 128
 
 
@@ -74,7 +75,8 @@ class Session:
         self._is_busy = False
         self._syncing = anyio.Lock()
         self._synced = store.n_written
-        self._n_same = 0
+        self._unacknowledged = 0
+        """Bytes of frames since the last ACK."""
         self.is_over = False
         """The upload was committed or discarded."""
 
@@ -118,6 +120,7 @@ class Session:
             await self._acknowledge()
 
     async def _acknowledge(self) -> None:
+        self._unacknowledged = 0
         durable = min(self._store.durable, self._confirmed)
         await self._link.send(Ack(self._confirmed, durable, self._is_busy))
 
@@ -130,7 +133,8 @@ class Session:
                 await self._take(frame)
                 self._sync_in_time(group)
             elif isinstance(frame, Same):
-                await self._compare(frame, is_last=queue.fill_bytes == 0)
+                self._store.compare(frame)
+                self._confirm(frame.seq)
             elif isinstance(frame, Sync):
                 await self._sync()
                 self._confirmed = self._store.position
@@ -146,21 +150,20 @@ class Session:
                 raise frame
             elif not isinstance(frame, Ping):
                 raise ProtocolError(f"{type(frame).__name__} in the middle of an upload")
+            if self._unacknowledged >= (_ACK_BYTES if queue.fill_bytes else 1):
+                await self._acknowledge()
 
     async def _take(self, frame: ChunkFrame) -> None:
         if frame.seq < self._store.position:
             self._store.compare(frame.same())
         else:
             await anyio.to_thread.run_sync(self._store.write, frame)
-        self._confirmed = frame.seq + 1
-        await self._acknowledge()
+        self._confirm(frame.seq)
+        self._unacknowledged += len(frame.data)
 
-    async def _compare(self, frame: Same, *, is_last: bool) -> None:
-        self._store.compare(frame)
-        self._confirmed = frame.seq + 1
-        self._n_same += 1
-        if is_last or self._n_same % _SAME_ACKS == 0:
-            await self._acknowledge()
+    def _confirm(self, seq: int) -> None:
+        self._confirmed = seq + 1
+        self._unacknowledged += _FRAME_BYTES
 
     def _sync_in_time(self, group: TaskGroup) -> None:
         """Sync beside the writing, so that the line does not wait for the disk."""

@@ -12,6 +12,7 @@ from tests.lab.catalog import GIB, Image, Method
 from tests.lab.commands import LabError, run
 from tests.lab.disk import MIB, ensure_disk
 from tests.lab.elfhead import PT_LOAD, PT_NOTE, ProgramHeader
+from tests.lab.machines import MACHINES
 from tests.lab.qemu import Guest
 
 if TYPE_CHECKING:
@@ -35,12 +36,15 @@ def serial_log(image: Image) -> Path:
 
 
 def _machine(image: Image, kernel: UnpackedKernel, initrd: Path, *append: str) -> list[str]:
-    cpu = "max" if image.paging_levels == 5 else "max,la57=off"
+    machine = MACHINES[kernel.architecture]
+    la57 = () if image.paging_levels == 5 else ("la57=off",)
+    cpu = machine.machine or ("-cpu", ",".join(("max", *la57)))
     return [
-        *("-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2", "-m", f"{image.memory_mib}M"),
+        *(machine.qemu, "-accel", "tcg,thread=multi", *cpu),
+        *("-smp", "2", "-m", f"{image.memory_mib}M"),
         *("-net", "none", "-no-reboot", "-device", "vmcoreinfo"),
         *("-kernel", str(kernel.vmlinuz), "-initrd", str(initrd)),
-        *("-append", " ".join(("console=ttyS0 loglevel=4 panic=-1", image.append, *append))),
+        *("-append", " ".join((f"console={machine.console} loglevel=4 panic=-1", image.append, *append))),
         *("-drive", f"file={ensure_disk(image.disk_mib)},if=virtio,format=raw,readonly=on"),
         *("-device", "virtio-balloon-pci"),
         *image.machine,

@@ -47,6 +47,8 @@ def _comm(shown: str) -> str:
 
 def _layout(image: Image) -> str:
     """Who can read the file, by its layout."""
+    if not image.native:
+        return "foreign"
     if image.method is Method.QMP_KDUMP:
         return "flattened"
     return "qemu" if image.method is Method.QMP_ELF and not image.normalised else "plain"
@@ -119,7 +121,7 @@ def ensure_oracle_image(name: str) -> Path:
             run(["cp", "--sparse=always", dump, partial])
             elfhead.normalise(partial)
 
-    return dump if layout == "plain" else cache.ensure(dump.with_stem("oracle"), copy)
+    return dump if layout in ("plain", "foreign") else cache.ensure(dump.with_stem("oracle"), copy)
 
 
 def ensure_images(names: Iterable[str]) -> dict[str, Path]:

@@ -22,7 +22,7 @@ class Image:
     """One image by name."""
 
     name: str
-    kernel: str  # key of kernels.KERNELS
+    kernel: str  # key of kernels.KERNELS; architectures but the lab's own have theirs in it
     paging_levels: int
     memory_mib: int
     disk_mib: int  # files the guest reads into its page cache
@@ -35,6 +35,7 @@ class Image:
     timeout_s: int = 300  # from power-on to LAB-READY
     append: str = ""  # more words for the kernel's command line
     machine: tuple[str, ...] = ()  # more words for QEMU
+    native: bool = True  # the architecture of the lab's own machine, so all oracles can read it
     balloon_mib: int = 0  # memory taken away from the filled guest, right before the dump
 
     @property
@@ -43,7 +44,7 @@ class Image:
         return "dump.kdump" if self.method is Method.QMP_KDUMP else "dump.elf"
 
 
-def small_plan(memory_mib: int) -> str:
+def small_plan(memory_mib: int, *, poison: bool = True) -> str:
     """Something for every dump level, about two thirds of the guest's memory in all."""
     share = memory_mib / GIB
 
@@ -62,7 +63,7 @@ def small_plan(memory_mib: int) -> str:
             f"fill tmpfs {size(48)}",
             f"fill blank {size(16)}",
             f"fill files {round(8000 * share)}",
-            "fill poison 8K",
+            *(("fill poison 8K",) if poison else ()),
             f"fill stale {size(160)}",
             "",
         )
@@ -146,6 +147,19 @@ def _mixed() -> Image:
     )
 
 
+def _foreign(kernel: str, levels: int, *, poison: bool) -> Image:
+    """A guest of another architecture: emulation is slow there, so it has half as much to do."""
+    return Image(
+        name=f"k{kernel}",
+        kernel=kernel,
+        paging_levels=levels,
+        memory_mib=GIB // 2,
+        disk_mib=64,
+        plan=small_plan(GIB // 4, poison=poison),
+        native=False,
+    )
+
+
 def _kdump() -> Image:
     return Image(
         name="qemu-kdump",
@@ -169,6 +183,8 @@ IMAGES: dict[str, Image] = {
         _mixed(),
         _kdump(),
         _kexec("6.1"),
+        _foreign("6.1-arm64", 4, poison=True),
+        _foreign("6.12-riscv64", 5, poison=False),  # has no memory failure handling
         _bench("bench-6g", 6 * GIB, BENCH_PLAN, Method.QMP_ELF),
         _bench("bench-64g-sparse", 64 * GIB, BENCH_PLAN, Method.SPARSE),
         _bench(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MIRROR_VARIABLE = "DUMPSTREAM_LAB_MIRROR"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+NATIVE = "amd64"  # the machine that the lab runs on
 INDEX_MAX_AGE_S = 24 * 3600
 DOWNLOAD_TIMEOUT_S = 900  # sid's debug symbols are 1.2 GB
 
@@ -37,7 +38,7 @@ def mirror() -> str:
     raise LabError(f"apt knows no Debian mirror; run apt-get update, or set {MIRROR_VARIABLE}")
 
 
-def _write_config(base: Path, suite: str) -> Path:
+def _write_config(base: Path, suite: str, architecture: str) -> Path:
     """Writes the apt configuration of a private root and returns its path."""
     for name in ("lists/partial", "cache/archives/partial"):
         (base / name).mkdir(parents=True, exist_ok=True)
@@ -51,19 +52,21 @@ def _write_config(base: Path, suite: str) -> Path:
         f'Dir::State::lists "{base}/lists";\n'
         'Dir::State::status "/dev/null";\n'
         f'Dir::Cache "{base}/cache";\n'
-        'APT::Architecture "amd64";\n'
+        f'APT::Architecture "{architecture}";\n'
+        f'APT::Architectures "{architecture}";\n'
         'APT::Sandbox::User "root";\n'  # the cache folder need not be readable by apt's own user
         'Acquire::Languages "none";\n'
     )
     return config
 
 
-def _environment(suite: str) -> dict[str, str]:
+def _environment(suite: str, architecture: str = NATIVE) -> dict[str, str]:
     """The environment in which apt works on the suite's private root, its index fetched."""
-    base = cache.folder("apt", suite)
+    name = suite if architecture == NATIVE else f"{suite}-{architecture}"
+    base = cache.folder("apt", name)
     stamp = base / "fetched"
-    with cache.lock(f"apt-{suite}"):
-        config = _write_config(base, suite)
+    with cache.lock(f"apt-{name}"):
+        config = _write_config(base, suite, architecture)
         env = {**os.environ, "APT_CONFIG": str(config), "LC_ALL": "C"}
         if not stamp.exists() or time.time() - stamp.stat().st_mtime > INDEX_MAX_AGE_S:
             run(["apt-get", "-q", "update", "--error-on=any"], env=env)
@@ -71,9 +74,9 @@ def _environment(suite: str) -> dict[str, str]:
     return env
 
 
-def dependencies(suite: str, package: str) -> list[str]:
+def dependencies(suite: str, package: str, architecture: str = NATIVE) -> list[str]:
     """Names of the packages that `package` depends on, without alternatives and virtual ones."""
-    listed = run(["apt-cache", "depends", package], env=_environment(suite))
+    listed = run(["apt-cache", "depends", package], env=_environment(suite, architecture))
     return re.findall(r"^  (?:Depends|PreDepends): ([^<\s]+)$", listed, re.MULTILINE)
 
 
@@ -90,20 +93,24 @@ def version(suite: str, package: str) -> str:
     return found[1]
 
 
-def download(suite: str, packages: Sequence[str], into: Path) -> list[Path]:
+def download(
+    suite: str, packages: Sequence[str], into: Path, architecture: str = NATIVE
+) -> list[Path]:
     """Downloads packages and returns the .deb files, in no particular order."""
     into.mkdir(parents=True, exist_ok=True)
-    env = _environment(suite)
+    env = _environment(suite, architecture)
     run(["apt-get", "-q", "download", *packages], cwd=into, env=env, timeout_s=DOWNLOAD_TIMEOUT_S)
     return sorted(into.glob("*.deb"))
 
 
-def unpack(suite: str, packages: Sequence[str], into: Path) -> None:
+def unpack(
+    suite: str, packages: Sequence[str], into: Path, architecture: str = NATIVE
+) -> None:
     """Downloads packages and unpacks them all into one folder."""
     debs = into.with_name(into.name + ".debs")
     cache.remove(debs)
     try:
-        for deb in download(suite, packages, debs):
+        for deb in download(suite, packages, debs, architecture):
             run(["dpkg-deb", "-x", deb, into], timeout_s=DOWNLOAD_TIMEOUT_S)
     finally:
         cache.remove(debs)

@@ -9,8 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.lab import cache
+from tests.lab import cache, debs
 from tests.lab.commands import run, which
+from tests.lab.machines import MACHINES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,13 +31,15 @@ GUEST_MODULES = (
 CAPTURE_MODULES = ("virtio_pci", "virtio_blk")
 
 
-def ensure_fill() -> Path:
+def ensure_fill(architecture: str = debs.NATIVE) -> Path:
     """Compiles the filler if it is not there yet or its source is newer."""
     source = GUEST_SOURCES / "fill.c"
-    final = cache.folder("tools") / f"fill-{source.stat().st_mtime_ns}"
+    suffix = "" if architecture == debs.NATIVE else f"-{architecture}"
+    final = cache.folder("tools") / f"fill-{source.stat().st_mtime_ns}{suffix}"
+    compiler = MACHINES[architecture].compiler
 
     def compile_it(partial: Path) -> None:
-        run(["gcc", "-O2", "-static", "-Wall", "-Wextra", "-o", partial, source])
+        run([compiler, "-O2", "-static", "-Wall", "-Wextra", "-o", partial, source])
 
     return cache.ensure(final, compile_it)
 
@@ -91,9 +94,22 @@ def _pack(tree: Path, into: Path) -> None:
     run(["sh", "-c", script, "sh", str(tree), str(into)])
 
 
-def _start_tree(tree: Path, init: str) -> None:
+def _busybox(architecture: str) -> Path:
+    """A static busybox: this machine's own, or unpacked from a suite that has the architecture."""
+    suite = MACHINES[architecture].busybox_suite
+    if suite is None:
+        return which("busybox")
+    base = cache.ensure(
+        cache.root() / "tools" / f"busybox-{architecture}",
+        lambda partial: debs.unpack(suite, ["busybox-static"], partial, architecture),
+    )
+    found = base / "bin/busybox"
+    return found if found.is_file() else base / "usr/bin/busybox"
+
+
+def _start_tree(tree: Path, init: str, architecture: str) -> None:
     (tree / "bin").mkdir()
-    shutil.copy(which("busybox"), tree / "bin/busybox")
+    shutil.copy(_busybox(architecture), tree / "bin/busybox")
     shutil.copy(GUEST_SOURCES / init, tree / "init")
     (tree / "init").chmod(0o755)
 
@@ -117,8 +133,8 @@ def build_guest(
     """
     with tempfile.TemporaryDirectory(prefix="lab-initramfs-") as name:
         tree = Path(name)
-        _start_tree(tree, "init.sh")
-        shutil.copy(ensure_fill(), tree / "bin/fill")
+        _start_tree(tree, "init.sh", kernel.architecture)
+        shutil.copy(ensure_fill(kernel.architecture), tree / "bin/fill")
         _copy_modules(kernel, GUEST_MODULES, tree)
         (tree / "plan").write_text(plan)
         for target, source in (extra or {}).items():
@@ -133,6 +149,6 @@ def build_capture(kernel: UnpackedKernel, into: Path) -> None:
     """Writes the initramfs of the capture kernel, which copies /proc/vmcore to its disk."""
     with tempfile.TemporaryDirectory(prefix="lab-capture-") as name:
         tree = Path(name)
-        _start_tree(tree, "capture.sh")
+        _start_tree(tree, "capture.sh", kernel.architecture)
         _copy_modules(kernel, CAPTURE_MODULES, tree)
         _pack(tree, into)

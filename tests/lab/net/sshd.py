@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from pipeline.config.targets import SshSettings
 from tests.lab.commands import run
 from tests.lab.net.running import Running, find_server, free_ports, running
@@ -67,7 +69,7 @@ class SshServer:
             "known_hosts": str(self.folder / "known_hosts"),
             **changes,
         }
-        return SshSettings(**settings)  # type: ignore[arg-type] - as the caller spells them
+        return msgspec.convert(settings, SshSettings)
 
 
 def make_key(path: Path) -> str:

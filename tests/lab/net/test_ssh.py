@@ -8,6 +8,7 @@ import shlex
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,6 +17,8 @@ import pytest
 
 from pipeline.config.targets import NetSettings, SshSettings
 from pipeline.errors import DumpError, RestartableSinkError, SinkError, StageError
+from pipeline.flow.channel import Channel
+from pipeline.run.runner import Flow, run_flow
 from stages.sink.manifest import read_manifest
 from stages.sink.partial_file import PartialFile
 from stages.sink.sftp import SftpSink
@@ -290,14 +293,20 @@ async def test_ssh_has_dumpstream_assemble_the_dump_where_it_is_installed(
     assert left(server, "assembled") == ["assembled", "assembled.manifest.json"]
 
 
+_RECEIVER = """\
+import sys
+from stages.transport.receive import ReceiveRequest, run_receive
+if "--help" not in sys.argv:
+    run_receive(ReceiveRequest(listen=None, target=sys.argv[-1], overwrite="-f" in sys.argv))
+"""
+
+
 def install_receiver(server: SshServer) -> None:
-    """A ``dumpstream`` at the other end that runs this checkout's `receive`."""
-    root = Path(__file__).parents[3]
+    """A ``dumpstream`` at the other end that does what `receive` of this checkout does."""
+    root = shlex.quote(str(Path(__file__).parents[3]))
     program = server.bin / "dumpstream"
-    program.write_text(
-        f"#!/bin/sh\ncd {shlex.quote(str(root))} && exec {shlex.quote(sys.executable)} "
-        '-m pipeline "$@"\n'
-    )
+    python = f"PYTHONPATH={root} exec {shlex.quote(sys.executable)}"
+    program.write_text(f'#!/bin/sh\n{python} -c {shlex.quote(_RECEIVER)} "$@"\n')
     program.chmod(0o755)
 
 
@@ -344,32 +353,31 @@ async def test_ssh_that_loses_its_connection_says_that_the_run_must_start_over(
     assert left(server, "cut") == []
 
 
-async def test_ssh_reports_the_failure_of_the_remote_command(
-    server: SshServer, tmp_path: Path
-) -> None:
-    """A disk that is full at the other end fails the dump with that command's own words."""
-    limited = server.client(remote_program="")
-    (server.bin / "cat").write_text(
-        "#!/bin/sh\nhead -c 100000\necho cat: no space left >&2; exit 1\n"
-    )
-    (server.bin / "cat").chmod(0o755)
+@contextmanager
+def remote_cat(server: SshServer, script: str) -> Iterator[None]:
+    """Another ``cat`` at the other end."""
+    program = server.bin / "cat"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
     try:
-        with pytest.raises(DumpError, match="no space left"):
-            await send(ChunkStream(20 * MIB), over_ssh(server, "full", ssh=limited))
+        yield
     finally:
-        (server.bin / "cat").unlink()
+        program.unlink()
+
+
+async def test_ssh_reports_the_failure_of_the_remote_command(server: SshServer) -> None:
+    """A disk that is full at the other end fails the dump with that command's own words."""
+    full = remote_cat(server, "head -c 100000; echo cat: no space left >&2; exit 1")
+    with full, pytest.raises(DumpError, match="no space left"):
+        await send(ChunkStream(20 * MIB), over_ssh(server, "full"))
     assert left(server, "full") == []
 
 
 async def test_ssh_notices_bytes_that_were_not_kept(server: SshServer) -> None:
     """A file with the right size and the wrong content never gets the dump's name."""
-    (server.bin / "cat").write_text("#!/bin/sh\nexec tr '\\000' '\\001'\n")
-    (server.bin / "cat").chmod(0o755)
-    try:
-        with pytest.raises(DumpError, match=r"SHA-256 is .*, wanted"):
-            await send(ChunkStream(MIB), over_ssh(server, "altered"))
-    finally:
-        (server.bin / "cat").unlink()
+    altered = remote_cat(server, "exec tr '\\000' '\\001'")
+    with altered, pytest.raises(DumpError, match=r"SHA-256 is .*, wanted"):
+        await send(ChunkStream(MIB), over_ssh(server, "altered"))
     assert left(server, "altered") == []
 
 
@@ -379,3 +387,15 @@ async def test_a_torn_dump_leaves_nothing_over_ssh(server: SshServer) -> None:
         await send(ChunkStream(5 * MIB, fail_at=2 * MIB), over_ssh(server, "torn"))
     assert left(server, "torn") == []
     assert clients_of(server) == []
+
+
+async def test_a_torn_stream_is_left_to_the_dumpstream_that_receives_it(server: SshServer) -> None:
+    """The receiver decides what is worth keeping; the sink says what it has kept, here nothing."""
+    install_receiver(server)
+    sink = over_ssh(server, "part", ssh=server.client())
+    await sink.open()
+    stream = ChunkStream(5 * MIB, fail_at=2 * MIB)
+    with pytest.raises(DumpError):
+        await run_flow(Flow(stream, [], sink, [Channel("chunks", MIB)]))
+    assert await sink.abort() is None
+    assert left(server, "part") == []

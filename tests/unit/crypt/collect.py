@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.errors import TornStreamError
 from pipeline.flow.channel import Channel, Inbox
@@ -69,7 +70,7 @@ async def encrypted(stream: ChunkStream, key: DumpKey) -> MemorySink:
     """What arrives at the sink when `stream` goes through the encrypting stage."""
     stream.head_order = HEAD_ORDER
     sink = MemorySink()
-    channels = [Channel("plain", 1 << 20), Channel("sealed", 1 << 20)]
+    channels: list[Channel[Any]] = [Channel("plain", 1 << 20), Channel("sealed", 1 << 20)]
     await run_flow(Flow(stream, [EncryptStage(key)], sink, channels))
     assert stream.slots.n_out == 0, "a chunk was not released"
     return sink

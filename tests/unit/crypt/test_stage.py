@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyrage
 import pytest
@@ -46,7 +47,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-async def test_age_opens_what_leaves(shape: dict[str, int]) -> None:
+async def test_age_opens_what_leaves(shape: dict[str, Any]) -> None:
     """However head, bitmaps and data lie on the blocks, the file is age's, and holds the dump."""
     identity = new_identity()
     stream = ChunkStream(**shape)

@@ -139,6 +139,7 @@ class TestFacts:
     [
         lambda path: build_demo_image(path, n_mib=32),
         lambda path: build_demo_image(path, n_mib=65),
+        lambda path: build_demo_image(path, n_mib=4096),
         lambda path: build_demo_image(path, levels=3),
         lambda path: build_demo_image(path, memory_model="flat", device_rom=True),
     ],

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+import anyio
 import numpy as np
 import pytest
 
@@ -260,6 +261,19 @@ class TestRefiltering:
         assert result.level == 25
 
 
+class Stuck:
+    """An outbox that takes one item and then no more."""
+
+    def __init__(self) -> None:
+        self.items: list[SectionVerdict | EndOfFilter] = []
+        self.has_one = anyio.Event()
+
+    async def send(self, item: SectionVerdict | EndOfFilter) -> None:
+        self.items.append(item)
+        self.has_one.set()
+        await anyio.sleep_forever()
+
+
 class TestAsAStage:
     async def test_verdicts_come_in_order_and_add_up(self, demo: DemoMaker) -> None:
         """One for each block with saved pages, then the end, which has it all."""
@@ -279,6 +293,29 @@ class TestAsAStage:
         wanted = facts.kept(31)
         assert np.array_equal(kept[:BLOCK_PAGES], wanted[:BLOCK_PAGES])
         assert items[-1].result.kept.count() == kept.sum() == wanted.sum()
+
+    async def test_waits_for_its_receiver_and_can_be_cancelled_there(self, demo: DemoMaker) -> None:
+        """A receiver that takes its time stops the filter; cancelled, it leaves nothing open."""
+        image, kernel = await open_demo(demo().path)
+        stuck = Stuck()
+        async with anyio.create_task_group() as group:
+            group.start_soon(FilterStage(image, kernel, 31).run, stuck)
+            with anyio.fail_after(30):
+                await stuck.has_one.wait()
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        image.close()
+
+        assert [type(item) for item in stuck.items] == [SectionVerdict]
+
+    async def test_receiver_that_is_gone(self, demo: DemoMaker) -> None:
+        """The stage does not go on for nobody, nor hide that."""
+        image, kernel = await open_demo(demo().path)
+        channel: Channel[SectionVerdict | EndOfFilter] = Channel("filter", 1)
+        channel.close_receiver()
+        with pytest.raises(anyio.BrokenResourceError):
+            await FilterStage(image, kernel, 31).run(channel)
+        image.close()
 
     async def test_blocks_without_struct_pages_have_verdicts_too(
         self, demo: DemoMaker, tmp_path: Path

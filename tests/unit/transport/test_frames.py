@@ -61,7 +61,7 @@ def on_the_line(frame: Frame) -> bytes:
 
 
 def parse(data: bytes, accepts: frozenset[FrameType] = EVERY_TYPE) -> list[Frame]:
-    return FrameParser(accepts).feed(data)
+    return list(FrameParser(accepts).feed(data))
 
 
 @pytest.mark.parametrize("frame", FRAMES, ids=lambda frame: type(frame).__name__)

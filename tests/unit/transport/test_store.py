@@ -40,7 +40,7 @@ CHUNKS = [
     chunk(4, DATA, DATA_START + 40_000, b"e" * 10_000),
     chunk(5, HEAD, 0, b"completed!" * 100),
 ]
-CONTENT = CHUNKS[5].data + b"b" * 1_500 + b"p" * 500 + b"d" * 40_000 + b"e" * 10_000
+CONTENT = bytes(CHUNKS[5].data) + b"b" * 1_500 + b"p" * 500 + b"d" * 40_000 + b"e" * 10_000
 
 
 @pytest.fixture
