@@ -16,7 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from pipeline.config.arguments import given_settings, make_parser
-from pipeline.errors import EXIT_DONE, DumpError, UsageError, exit_code
+from pipeline.errors import EXIT_DONE, DumpError, UsageError, exit_code, full_text
 from pipeline.obs.plain import one_line
 
 if TYPE_CHECKING:
@@ -33,8 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` is without the program's name, that of the process when None."""
     words = sys.argv[1:] if argv is None else argv
     _hold_standard_files()
+    # A thread for each CPU, with its buffers, for linear algebra that nobody here does.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if "--debug" not in words:
+        sys.unraisablehook = _ignore  # a destructor's complaints are no news to the user
     try:
-        signal.signal(signal.SIGTERM, _terminate)
+        _end_in_order()
         code = _run(words)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -75,8 +79,19 @@ def _writes_a_file(arguments: Namespace) -> bool:
     return bool(arguments.command == "dump" and arguments.target != "-")
 
 
+def _end_in_order() -> None:
+    """SIGTERM and SIGHUP end the command as Ctrl-C does, unless whoever started it ignores them."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
+
+
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _ignore(_what: object) -> None:
+    """Takes the place of a hook that prints."""
 
 
 def _report(error: BaseException) -> int:
@@ -98,7 +113,7 @@ def _said(error: BaseException) -> str:
         case BrokenPipeError():
             return "standard output was closed by its reader"
         case DumpError():
-            return str(error)
+            return full_text(error)
         case OSError(strerror=str(why), filename=str(name)):
             return f"{name}: {why}"
         case OSError():
@@ -190,7 +205,7 @@ def _dmesg(arguments: Namespace) -> int:
 def _demo(arguments: Namespace) -> int:
     from pipeline.run import commands
 
-    return commands.run_demo(arguments.keep)
+    return commands.run_demo(arguments.directory)
 
 
 def _doctor(arguments: Namespace) -> int:

@@ -10,7 +10,10 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
+
+from pipeline.errors import EXIT_USAGE
+from pipeline.obs.plain import one_line
 
 CODECS: Final = ("none", "zlib", "lzo", "snappy", "zstd")
 MAX_DUMP_LEVEL: Final = 31
@@ -75,12 +78,12 @@ example:
   dumpstream dmesg /var/crash/vmcore | tail -50
 """
 _DEMO_EPILOGUE: Final = """\
-Makes a small image, dumps it, verifies the dump, and removes both.
+Builds a small image with a whole kernel in it, dumps it at level 31 and verifies the dump.
 
-printed: each command with its output, to standard output.
+printed: pages by class, and where the files are, to standard output.
 
 example:
-  dumpstream demo --keep
+  dumpstream demo --directory /tmp/demo
 """
 _DOCTOR_EPILOGUE: Final = """\
 printed: one line for each check, ok, warn or fail, to standard output; exit code 1 if one fails.
@@ -151,9 +154,17 @@ class _ShowVersion(argparse.Action):
         parser.exit()
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other failure does, and leaves the usage to help."""
+
+    def error(self, message: str) -> NoReturn:
+        said = one_line(message)
+        self.exit(EXIT_USAGE, f"dumpstream: error: {said} (`{self.prog} --help` tells more)\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The whole command line; `command` in the result names the subcommand."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dumpstream",
         description=_PROLOGUE,
         epilog=_EPILOGUE,
@@ -179,7 +190,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_dump(plan)
     _add_json(plan)
     demo = _command(commands, "demo", "see it work on a small image", _DEMO_EPILOGUE)
-    demo.add_argument("--keep", action="store_true", help="keep the files, and say where")
+    demo.add_argument(
+        "--directory", metavar="DIR", help="where the files go (default: a new temporary folder)"
+    )
     doctor = _command(commands, "doctor", "check the environment", _DOCTOR_EPILOGUE)
     doctor.add_argument(
         "--directory", default=".", metavar="DIR", help="where dumps would go (default: here)"
@@ -188,7 +201,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: argparse._SubParsersAction[_Parser],
     name: str,
     effect: str,
     epilogue: str,

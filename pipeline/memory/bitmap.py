@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.memory.addresses import BoolArray, ByteArray, PfnArray
+from pipeline.memory.arrays import distinct
 from pipeline.memory.extents import ExtentSet
 
 BLOCK_PAGES: Final = 32768
@@ -170,7 +171,7 @@ class PageBitmap:
         """bool[n]: which of `pfns` are set; any order, those past the end are not."""
         out = np.zeros(len(pfns), dtype=np.bool_)
         blocks = pfns // np.uint64(BLOCK_PAGES)
-        for index in np.unique(blocks).tolist():
+        for index in distinct(blocks).tolist():
             if index in self._blocks:
                 mine = blocks == index
                 out[mine] = self.block(index)[(pfns[mine] % np.uint64(BLOCK_PAGES)).astype(np.intp)]

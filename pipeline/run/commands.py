@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import EXIT_DONE, EXIT_FAILED
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, SinkError
+from pipeline.memory.sizes import show_size
+from pipeline.obs.log import configure_log
 from pipeline.run import assemble
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from pipeline.config.layers import LoadedSettings
     from pipeline.config.request import DumpRequest
@@ -22,11 +25,13 @@ def run_plan(request: DumpRequest, loaded: LoadedSettings, as_json: bool) -> int
     from pipeline.config.machine import read_machine
     from pipeline.config.show_plan import plan_json, plan_text
 
-    with closing(assemble.open_source(request.source)) as image:
+    with assemble.opened_source(request.source) as image:
         facts = assemble.image_facts(image, request)
     resolved = resolve(loaded.settings, read_machine(), facts)
     show = plan_json if as_json else plan_text
-    sys.stdout.write(show(resolved, loaded))
+    with _printing():
+        sys.stdout.write(show(resolved, loaded))
+        sys.stdout.flush()
     return EXIT_DONE
 
 
@@ -34,7 +39,7 @@ def run_info(source: str, as_json: bool) -> int:
     """Print what the image is and how its pages divide into classes."""
     import anyio
 
-    with closing(assemble.open_source(source)) as image:
+    with assemble.opened_source(source) as image:
         facts = anyio.run(assemble.inspector("info").describe, image)
     if as_json:
         _print_json(facts)
@@ -46,10 +51,10 @@ def run_info(source: str, as_json: bool) -> int:
 def run_verify(dump: str, against: str | None) -> int:
     """Check every page of a dump, and with `against` compare it with its source."""
     with ExitStack() as images:
-        image = images.enter_context(closing(assemble.open_source(dump)))
+        image = images.enter_context(assemble.opened_source(dump))
         source = None
         if against is not None:
-            source = images.enter_context(closing(assemble.open_source(against)))
+            source = images.enter_context(assemble.opened_source(against))
         found = assemble.inspector("verify").verify_dump(image, source)
     _print_lines(found.lines())
     return EXIT_DONE if found.ok else EXIT_FAILED
@@ -66,7 +71,7 @@ def run_translate(source: str, vaddrs: Sequence[str], as_json: bool) -> int:
         kernel = await assemble.need_kernel(image)
         return [await translate.translate(kernel, image, vaddr) for vaddr in wanted]
 
-    with closing(assemble.open_source(source)) as image:
+    with assemble.opened_source(source) as image:
         found = anyio.run(ask)
     if as_json:
         _print_json([one.as_dict() for one in found])
@@ -83,28 +88,73 @@ def run_dmesg(source: str) -> int:
     async def show() -> None:
         kernel = await assemble.need_kernel(image)
         async for piece in assemble.inspector("dmesg").read_log(kernel):
-            sys.stdout.buffer.write(piece)
+            with _printing():
+                sys.stdout.buffer.write(piece)
 
-    with closing(assemble.open_source(source)) as image:
+    with assemble.opened_source(source) as image:
         try:
             anyio.run(show)
         finally:
-            sys.stdout.buffer.flush()
+            with _printing():
+                sys.stdout.flush()
     return EXIT_DONE
 
 
-def run_demo(keep: str | None) -> int:
+def run_demo(directory: str | None) -> int:
     """Build a small kernel-shaped image, dump it at level 31, verify the dump, show the table."""
-    return int(assemble.inspector("demo").run(keep, sys.stdout))
+    import tempfile
+    from pathlib import Path
+
+    from pipeline.config.layers import Layer, load_settings
+    from pipeline.config.request import DumpRequest
+    from pipeline.run.dump import run_dump
+
+    demo = assemble.inspector("demo")
+    folder = Path(directory or tempfile.mkdtemp(prefix="dumpstream-demo-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    image, target = folder / "vmcore", folder / "dump.kdump"
+    facts = demo.build(image)
+    _print_lines([f"built     {image}: Linux {facts.release}, {_size(image)}"])
+    wanted = {"dump.level": 31, "dump.overwrite": True, "run.log_level": "error"}
+    loaded = load_settings(options=[Layer("demo", wanted)])
+    configure_log("auto", "error")  # the image has oddities on purpose
+    code = run_dump(DumpRequest(str(image), str(target)), loaded)
+    if code != EXIT_DONE:
+        return code
+    _print_lines([f"dumped    {target}: level 31, zstd, {_size(target)}", ""])
+    _print_lines([*demo.table(facts, 31), ""])
+    problems = demo.check_page_set(target, facts, 31)
+    _print_lines(problems)
+    verified = run_verify(str(target), str(image))
+    _print_lines(["", f"the files stay in {folder}"])
+    return EXIT_FAILED if problems else verified
+
+
+def _size(path: Path) -> str:
+    return show_size(path.stat().st_size)
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Names standard output when writing to it fails."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SinkError(f"standard output: {error.strerror or error}") from error
 
 
 def _print_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        sys.stdout.write(f"{line}\n")
+    with _printing():
+        for line in lines:
+            sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 def _print_json(value: object) -> None:
     import msgspec
 
-    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
-    sys.stdout.buffer.flush()
+    with _printing():
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        sys.stdout.flush()

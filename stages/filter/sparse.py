@@ -27,6 +27,7 @@ import numpy as np
 
 from pipeline.errors import DumpError, FormatError
 from pipeline.memory.addresses import AddrArray
+from pipeline.memory.arrays import distinct
 from stages.filter.kernel_words import KernelWords
 from stages.filter.memory_model import MemmapRegion, MemoryModel, join_regions
 from stages.filter.page_layout import PageLayout
@@ -125,7 +126,7 @@ class _SectionReader:
         odd = pointers[pointers % np.uint64(self.words.word) != 0]
         if len(odd):
             raise FormatError("kernel", None, "mem_section root", int(odd[0]), "a pointer")
-        if len(np.unique(pointers)) < len(pointers):
+        if len(distinct(pointers)) < len(pointers):
             raise FormatError("kernel", None, "mem_section", base, "roots that differ")
         out = _Sections(pointers[:0], pointers[:0])
         for first in range(0, len(used), _CHUNK_ROOTS):

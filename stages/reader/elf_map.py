@@ -19,6 +19,7 @@ from typing import Final
 import numpy as np
 
 from pipeline.errors import FormatError, UnsupportedError
+from pipeline.memory.arrays import distinct
 from pipeline.memory.extents import EMPTY, ExtentSet
 from stages.reader.elf_head import NO_OFFSET
 from stages.reader.image import ImageInfo, LoadSegment
@@ -151,4 +152,4 @@ def _page_extents(starts: IntArray, stops: IntArray, page_size: int) -> ExtentSe
 def _odd_pages(pieces: Pieces, page_size: int) -> IntArray:
     """Pages in which a piece starts or ends."""
     edges = np.concatenate((pieces.starts, pieces.stops))
-    return np.unique(edges[edges % page_size != 0] // page_size)
+    return distinct(edges[edges % page_size != 0] // page_size)

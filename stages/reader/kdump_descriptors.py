@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.memory.addresses import PfnArray
+from pipeline.memory.arrays import distinct
 from pipeline.memory.bitmap import BLOCK_PAGES, PageBitmap
 from stages.compressor.codecs import CODECS
 from stages.formats.kdump import PAGE_DESC
@@ -68,7 +69,7 @@ class Descriptors:
             return self._load(first, n_wanted)
         out = np.zeros(n_wanted, dtype=PAGE_DESC)
         numbers = ranks // _CHUNK
-        for number in np.unique(numbers).tolist():
+        for number in distinct(numbers).tolist():
             mine = numbers == number
             out[mine] = self._chunk(number)[ranks[mine] - number * _CHUNK]
         return out

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.errors import TruncatedError
 from pipeline.flow.items import PageState
 from pipeline.memory.addresses import ByteArray, PfnArray
+from pipeline.memory.arrays import distinct
 from pipeline.memory.bitmap import BLOCK_PAGES, PageBitmap
 from pipeline.memory.extents import EMPTY, ExtentSet, runs_of
 from stages.formats.kdump import PAGE_DESC
@@ -157,7 +158,7 @@ class KdumpImage:
     def read_ahead(self, start: int, stop: int) -> None:
         first, last = (self._descriptors.count_below(pfn) for pfn in (start, stop))
         if first < last:
-            table = self._descriptors.read(np.unique([first, last - 1]))
+            table = self._descriptors.read(distinct(np.array([first, last - 1])))
             low, high = int(table["offset"].min()), int(table["offset"].max())
             if low > 0 and high - low <= _MAX_ADVICE_BYTES:
                 self._file.advise(low, high + self.info.page_size)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import FormatError, MissingPageError, NonCanonicalError
 from pipeline.memory.addresses import AddrArray, BoolArray, ByteArray
+from pipeline.memory.arrays import distinct
 from stages.arch.paging import ADDRESS_LIMIT
 from stages.cache.pages import PageReader
 from stages.translator.space import KernelSpace
@@ -149,7 +150,7 @@ class VirtualMemory:
         counts = (lasts - firsts).astype(np.intp) + 1
         ends = np.cumsum(counts)
         nth = np.arange(counts.sum()) - np.repeat(ends - counts, counts)
-        numbers = np.unique(np.repeat(firsts, counts) + nth.astype(np.uint64))
+        numbers = distinct(np.repeat(firsts, counts) + nth.astype(np.uint64))
         pages = await self._load(numbers)
         row = np.searchsorted(numbers, firsts)
         n_good = np.concatenate(([0], np.cumsum(pages.good)))
