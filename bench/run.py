@@ -49,10 +49,13 @@ CASES = [
 
 
 def ours(case: Case, image: Path, target: Path, extra: list[str]) -> list[str]:
-    """Our command line, all defaults but what the case names."""
+    """Our command line, all defaults but what the case names; the installed script, compiled."""
+    script = Path(sys.executable).with_name("dumpstream")
+    if not script.exists():
+        raise SystemExit(f"{script} is missing: install dumpstream into this environment first")
     return [
-        *[sys.executable, "-m", "pipeline.cli", "dump", "-d", str(case.level)],
-        *["--compress", case.codec, "--progress", "none", "-f", *extra, str(image), str(target)],
+        *[str(script), "dump", "-d", str(case.level), "--compress", case.codec],
+        *["--progress", "none", "-f", *extra, str(image), str(target)],
     ]
 
 

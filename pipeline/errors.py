@@ -64,10 +64,12 @@ class MissingInfoError(DumpError):
 class MissingPageError(DumpError):
     """A page that a reader must have is not in the image."""
 
-    def __init__(self, pfn: int, why: str) -> None:
+    def __init__(self, pfn: int, why: str, *, page_size: int) -> None:
         self.pfn = pfn
         self.why = why
-        super().__init__(f"page at paddr {pfn << 12:#x} (pfn {pfn:#x}) is not readable: {why}")
+        super().__init__(
+            f"page at paddr {pfn * page_size:#x} (pfn {pfn:#x}) is not readable: {why}"
+        )
 
 
 class TranslationError(DumpError):
@@ -107,10 +109,11 @@ class NotPresentError(TranslationError):
 
 
 class NonCanonicalError(TranslationError):
-    """The address has bits that the paging form cannot hold."""
+    """The address has bits that the paging form cannot hold; no table was looked into."""
 
     def __init__(self, address: int, n_bits: int) -> None:
-        super().__init__(address, "vaddr", 0, None, 0, f"is not canonical for {n_bits} bits")
+        super().__init__(address, "", 0, None, 0, f"is not canonical for {n_bits} bits")
+        self.args = (f"vaddr {address:#x} {self.problem}",)
 
 
 class SinkError(DumpError):
@@ -153,14 +156,28 @@ class StageError(DumpError):
     def __init__(self, stage: str, cause: BaseException) -> None:
         self.stage = stage
         self.cause = cause
-        text = str(cause) or type(cause).__name__
+        text = full_text(cause) or type(cause).__name__
         if not isinstance(cause, (DumpError, OSError)):
             text = f"{type(cause).__name__}: {text}"
         super().__init__(f"{stage}: {text}")
 
 
 class InterruptedRunError(DumpError):
-    """SIGINT or SIGTERM ended the run."""
+    """SIGINT, SIGTERM or SIGHUP ended the run."""
+
+
+class IncompleteDumpError(DumpError):
+    """A dump that lacks something was left; it is usable as far as it goes, and says what it is.
+
+    Args:
+        reason: what ended the run, or what the dump lacks.
+        where: the dump.
+    """
+
+    def __init__(self, reason: str, where: str) -> None:
+        self.reason = reason
+        self.where = where
+        super().__init__(f"{reason}; the dump is usable as far as it goes: {where}")
 
 
 EXIT_DONE: Final = 0
@@ -169,9 +186,20 @@ EXIT_USAGE: Final = 2
 EXIT_INCOMPLETE: Final = 3
 
 
+def full_text(error: BaseException) -> str:
+    """The message of `error`, its notes (where it happened, what else is known) in parentheses."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    notes = "; ".join(getattr(error, "__notes__", ()))
+    return f"{text} ({notes})" if notes else text
+
+
 def exit_code(error: BaseException) -> int:
-    """Exit code for `error`; an incomplete dump is decided by the run, not by the class."""
+    """Exit code for `error`, by its class; a stage's failure counts as what caused it."""
     cause: BaseException = error
     while isinstance(cause, StageError):
         cause = cause.cause
+    if isinstance(cause, IncompleteDumpError):
+        return EXIT_INCOMPLETE
     return EXIT_USAGE if isinstance(cause, (ConfigError, UsageError)) else EXIT_FAILED

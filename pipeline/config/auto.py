@@ -25,7 +25,7 @@ from pipeline.config.resolved import (
     ResolvedSink,
     ResolvedWriter,
 )
-from pipeline.config.settings import MIB, Codec, DumpSettings, Mode, Settings
+from pipeline.config.settings import KIB, MIB, Codec, DumpSettings, Mode, Settings
 from pipeline.memory.sizes import show_size
 
 MODE_BY_CODEC: Final[dict[Codec, tuple[Mode, ...]]] = {
@@ -51,6 +51,9 @@ _BATCH_BYTES: Final = 2 * MIB
 _AUTO_BUDGET: Final = 64 * MIB
 _WINDOW_BYTES: Final = 2 * MIB  # stays in a core's cache while its fields are taken apart
 _CACHE_BYTES: Final = 8 * MIB
+_LINE_WORKERS: Final = 4
+_SLOW_BLOCK: Final = 64 * KIB
+_AHEAD_BYTES: Final = 16 * MIB
 _DESCRIPTOR_BYTES: Final = 1 * MIB
 _MAX_READ_AHEAD: Final = 32 * MIB
 _PFN_CHANNEL_BYTES: Final = 1 * MIB
@@ -134,7 +137,8 @@ def _wish(
         writer_channel=max(_size(settings.writer.channel_bytes, 2 * batch), batch),
         sink_channel=max(_size(settings.sink.channel_bytes, 2 * batch), batch),
         cache=_cache(settings, budget),
-        filter_workers=_filter_workers(settings, reasons),
+        ahead=_ahead(settings, image, budget),
+        filter_workers=_filter_workers(settings, image, reasons),
         window=window,
         descriptors=_size(settings.writer.descriptor_bytes, min(_DESCRIPTOR_BYTES, budget // 32)),
         bitmaps=division.estimate_bitmaps(image.max_mapnr, budget),
@@ -151,9 +155,19 @@ def _cache(settings: Settings, budget: int) -> int:
     return _size(settings.cache.capacity, min(_CACHE_BYTES, budget // 8))
 
 
-def _filter_workers(settings: Settings, reasons: _Reasons) -> int:
+def _ahead(settings: Settings, image: ImageFacts, budget: int) -> int:
+    """What may be read ahead of its use over a slow line; local files need none."""
+    if not image.in_flight or not settings.cache.prefetch:
+        return 0
+    return _size(settings.cache.window, min(_AHEAD_BYTES, budget // 4))
+
+
+def _filter_workers(settings: Settings, image: ImageFacts, reasons: _Reasons) -> int:
     if settings.filter.workers != "auto":
         return settings.filter.workers
+    if image.in_flight and settings.cache.prefetch:
+        reasons.say("filter.workers", _LINE_WORKERS, "they wait for the line, not for each other")
+        return _LINE_WORKERS
     reasons.say("filter.workers", 1, "one core classifies as fast as struct pages can be read")
     return 1
 
@@ -271,6 +285,7 @@ _KEYS: Final = {
     "writer_channel": "writer.channel_bytes",
     "sink_channel": "sink.channel_bytes",
     "cache": "cache.capacity",
+    "ahead": "cache.window",
     "filter_workers": "filter.workers",
     "window": "filter.window_bytes",
     "descriptors": "writer.descriptor_bytes",
@@ -302,7 +317,8 @@ def _assemble(
             read_ahead=_size(settings.reader.read_ahead, read_ahead),
             on_read_error=settings.reader.on_read_error,
         ),
-        cache=ResolvedCache(enabled=settings.cache.enabled, capacity=sizes.cache),
+        source=settings.source,
+        cache=_resolved_cache(settings, image, sizes, reasons),
         filter=ResolvedFilter(sizes.filter_workers, sizes.filter_channel, sizes.window),
         compressor=compressor,
         writer=ResolvedWriter(sizes.writer_channel, sizes.descriptors),
@@ -320,6 +336,43 @@ def _assemble(
     )
     _explain_the_rest(settings, resolved, reasons)
     return replace(resolved, reasons=reasons.all())
+
+
+def _resolved_cache(
+    settings: Settings, image: ImageFacts, sizes: Sizes, reasons: _Reasons
+) -> ResolvedCache:
+    cache = settings.cache
+    block = _slow_block(image, sizes.cache) if image.in_flight else image.page_size
+    if cache.block != "auto":
+        most = max(sizes.cache // 4, image.page_size)
+        block = min(max(1 << (cache.block.bit_length() - 1), image.page_size), most)
+    if block != cache.block:
+        if cache.block != "auto":
+            why = "a power of two, at least a page, at most a quarter of the cache"
+        elif image.in_flight:
+            why = "a request costs as much as many pages"
+        else:
+            why = "a page: nothing is waited for"
+        reasons.say("cache.block", block, why)
+    in_flight = max(image.in_flight, 1)
+    if in_flight != cache.in_flight:
+        why = "what the line takes" if image.in_flight else "a local file answers at once"
+        reasons.say("cache.in_flight", in_flight, why)
+    return ResolvedCache(
+        enabled=cache.enabled,
+        capacity=sizes.cache,
+        block=block,
+        prefetch=cache.prefetch,
+        depth=cache.depth,
+        window=sizes.ahead,
+        in_flight=in_flight,
+    )
+
+
+def _slow_block(image: ImageFacts, capacity: int) -> int:
+    """A power of two, with room for 16 of them in the cache."""
+    most = max(min(_SLOW_BLOCK, capacity // 16), image.page_size)
+    return 1 << (most.bit_length() - 1)
 
 
 def _sink(settings: Settings, image: ImageFacts, sizes: Sizes, reasons: _Reasons) -> ResolvedSink:
@@ -340,6 +393,7 @@ def _dump(settings: Settings, image: ImageFacts, reasons: _Reasons) -> DumpSetti
 _WHY_AUTO: Final = {
     "reader.channel_bytes": "two batches, of page numbers only when workers read for themselves",
     "reader.read_ahead": f"two batches for each worker, {show_size(_MAX_READ_AHEAD)} at most",
+    "cache.window": f"a quarter of the budget, {show_size(_AHEAD_BYTES)} at most; none locally",
     "cache.capacity": f"an eighth of the budget, {show_size(_CACHE_BYTES)} at most",
     "filter.channel_bytes": "one window",
     "filter.window_bytes": f"stays in a core's cache: {show_size(_WINDOW_BYTES)} at most",

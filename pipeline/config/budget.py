@@ -66,6 +66,8 @@ class Sizes(Struct, frozen=True):
     writer_channel: int
     sink_channel: int
     cache: int
+    ahead: int
+    """Read ahead of its use over a slow line."""
     filter_workers: int
     window: int
     descriptors: int
@@ -107,6 +109,7 @@ def shares(sizes: Sizes) -> tuple[MemoryShare, ...]:
         MemoryShare("interpreter and libraries", BASE_BYTES, counted=False),
         MemoryShare("page bitmaps", sizes.bitmaps),
         MemoryShare("page cache", sizes.cache),
+        MemoryShare("read ahead over the line", sizes.ahead),
         MemoryShare("filter windows", sizes.filter_workers * sizes.window * _WINDOW_COPIES),
         MemoryShare("read buffer", reading),
         MemoryShare("workers: slots, buffers, codec", sizes.workers * worker),
@@ -153,6 +156,7 @@ def _least(sizes: Sizes) -> dict[str, int]:
     batch = sizes.batch_bytes
     return {
         "cache": _LEAST_CACHE,
+        "ahead": 0,
         "window": _LEAST_WINDOW,
         "descriptors": _LEAST_DESCRIPTORS,
         "filter_channel": _LEAST_WINDOW,

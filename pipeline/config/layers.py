@@ -10,7 +10,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -95,10 +95,13 @@ def stack(layers: Iterable[Layer]) -> LoadedSettings:
         for key, value in layer.values.items():
             values[key] = check_value(layer.origin, key, value, typed=layer.typed)
             origins[key] = layer.origin
-    tables: dict[str, dict[str, object]] = {}
+    tables: dict[str, Any] = {}
     for key, value in values.items():
-        section, name = key.split(".")
-        tables.setdefault(section, {})[name] = value
+        *path, name = key.split(".")
+        table = tables
+        for each in path:
+            table = table.setdefault(each, {})
+        table[name] = value
     return LoadedSettings(msgspec.convert(tables, Settings), origins)
 
 
@@ -150,14 +153,26 @@ def _flatten(shown: str, tables: Mapping[str, object]) -> Iterator[tuple[str, ob
             raise ConfigError(shown, section, problem)
         if section not in sections():
             raise ConfigError(shown, section, unknown("section", section, sections()))
-        yield from ((f"{section}.{name}", value) for name, value in table.items())
+        yield from _flatten_table(section, table)
+
+
+def _flatten_table(path: str, table: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Dotted keys; a table stays a value where the setting of its name is no table."""
+    section, _, inside = f"{path}.".partition(".")
+    for name, value in table.items():
+        if isinstance(value, dict) and any(
+            known.startswith(f"{inside}{name}.") for known in sections()[section]
+        ):
+            yield from _flatten_table(f"{path}.{name}", value)
+        else:
+            yield f"{path}.{name}", value
 
 
 def _environment_layers(environ: Mapping[str, str]) -> Iterator[Layer]:
     for variable in sorted(name for name in environ if name.startswith(_ENV_PREFIX)):
         section, found, name = variable.removeprefix(_ENV_PREFIX).lower().partition("__")
         if found:
-            values = {f"{section}.{name}": environ[variable]}
+            values = {f"{section}.{name.replace('__', '.')}": environ[variable]}
             yield Layer("environment", values, typed=False)
         elif section.partition("_")[0] in sections():
             # Meant for us, and ignoring it would be silent; DUMPSTREAM_HOME and such are not ours.

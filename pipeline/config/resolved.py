@@ -14,6 +14,7 @@ from pipeline.config.settings import (
     Mode,
     ReadErrorPolicy,
     RunSettings,
+    SourceSettings,
     WriteMode,
 )
 from pipeline.config.targets import (
@@ -51,6 +52,8 @@ class ImageFacts(Struct, frozen=True):
         n_pages: pages that may be copied at most, None when not known yet.
         max_mapnr: bits in each bitmap, None when not known yet.
         is_stream: the target takes bytes in order only.
+        in_flight: requests under way at once over the line that the image comes by, 0 for a local
+            file, which is not waited for.
     """
 
     page_size: int = 4096
@@ -58,6 +61,7 @@ class ImageFacts(Struct, frozen=True):
     n_pages: int | None = None
     max_mapnr: int | None = None
     is_stream: bool = False
+    in_flight: int = 0
 
 
 class ResolvedReader(Struct, frozen=True):
@@ -70,6 +74,11 @@ class ResolvedReader(Struct, frozen=True):
 class ResolvedCache(Struct, frozen=True):
     enabled: bool
     capacity: int
+    block: int
+    prefetch: bool
+    depth: int
+    window: int
+    in_flight: int
 
 
 class ResolvedFilter(Struct, frozen=True):
@@ -133,6 +142,7 @@ class Resolved(Struct, frozen=True):
 
     memory_budget: int
     reader: ResolvedReader
+    source: SourceSettings
     cache: ResolvedCache
     filter: ResolvedFilter
     compressor: ResolvedCompressor

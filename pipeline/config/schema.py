@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Final, get_args
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from pipeline.config.settings import Settings
 from pipeline.errors import ConfigError
@@ -20,15 +21,30 @@ _MAX_SHOWN: Final = 60
 
 @cache
 def sections() -> Mapping[str, Mapping[str, object]]:
-    """Type of each setting, by section and name, in the order they are declared."""
+    """Type of each setting, by section and name, in the order they are declared.
+
+    A setting of a table inside a section has a dotted name: ``latency.per_request_ms``.
+    """
     return MappingProxyType(
         {
-            section.name: MappingProxyType(
-                {field.name: field.type for field in msgspec.structs.fields(section.type)}
-            )
+            section.name: MappingProxyType(dict(_named_types(section.type)))
             for section in msgspec.structs.fields(Settings)
         }
     )
+
+
+def _named_types(table: type[Struct]) -> Iterator[tuple[str, object]]:
+    for field in msgspec.structs.fields(table):
+        if isinstance(field.type, type) and issubclass(field.type, Struct):
+            inner = _named_types(field.type)
+            yield from ((f"{field.name}.{name}", kind) for name, kind in inner)
+        else:
+            yield field.name, field.type
+
+
+def value_of(settings: Struct, key: str) -> object:
+    """The value at dotted `key` of `Settings`, `Resolved`, or anything shaped like them."""
+    return attrgetter(key)(settings)
 
 
 def setting_keys() -> list[str]:
@@ -106,7 +122,7 @@ def _metas(wanted: object) -> Iterator[Meta]:
 
 def is_size(key: str) -> bool:
     """True when the setting at dotted `key`, which exists, is a number of bytes."""
-    section, name = key.split(".")
+    section, _, name = key.partition(".")
     return _takes_size(sections()[section][name])
 
 

@@ -35,6 +35,10 @@ def _size(low: int, high: int) -> Meta:
     return Meta(ge=low, le=high, description=said, extra={"size": True})
 
 
+def _number(low: float, high: float) -> Meta:
+    return Meta(ge=low, le=high, description=f"a number from {low:g} to {high:g}")
+
+
 Auto: TypeAlias = Literal["auto"]
 Workers: TypeAlias = Annotated[int, _whole(1, 256)]
 BatchPages: TypeAlias = Annotated[int, _whole(1, 65536)]
@@ -70,6 +74,34 @@ class CacheSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     enabled: bool = True
     capacity: Annotated[int, _size(64 * KIB, 64 * GIB)] | Auto = "auto"
+    block: Annotated[int, _size(4 * KIB, 16 * MIB)] | Auto = "auto"
+    """What one miss reads; rounded to a power of two pages."""
+    prefetch: bool = True
+    """Read what the page walk will want next; only over a line that is slow."""
+    depth: Annotated[int, _whole(1, 64)] = 8
+    """Blocks that a recognised stride is followed ahead, and hints waiting for each request."""
+    window: Annotated[int, _size(256 * KIB, 16 * GIB)] | Auto = "auto"
+    """Most bytes read ahead of their use, whatever latency and bandwidth would allow."""
+    in_flight: Annotated[int, _whole(1, 4096)] | Auto = "auto"
+    """Requests under way at once."""
+
+
+class LatencySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Makes a local source slow, for tests and measurements."""
+
+    per_request_ms: Annotated[float, _number(0, 60_000)] = 0.0
+    jitter_ms: Annotated[float, _number(0, 60_000)] = 0.0
+    """Up to this much more, at random."""
+    bandwidth_mib_s: Annotated[float, _number(0, 1 << 20)] = 0.0
+    """Of all requests together; 0 is no limit."""
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self.per_request_ms or self.jitter_ms or self.bandwidth_mib_s)
+
+
+class SourceSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    latency: LatencySettings = LatencySettings()
 
 
 class FilterSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,6 +159,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
     memory: MemorySettings = MemorySettings()
     reader: ReaderSettings = ReaderSettings()
+    source: SourceSettings = SourceSettings()
     cache: CacheSettings = CacheSettings()
     filter: FilterSettings = FilterSettings()
     compressor: CompressorSettings = CompressorSettings()

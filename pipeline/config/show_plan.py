@@ -9,7 +9,7 @@ import msgspec
 
 from pipeline.config.layers import BUILT_IN, LoadedSettings
 from pipeline.config.resolved import Resolved
-from pipeline.config.schema import is_size, setting_keys
+from pipeline.config.schema import is_size, setting_keys, value_of
 from pipeline.config.settings import NETWORK_SECTIONS
 from pipeline.memory.sizes import show_size
 
@@ -28,13 +28,8 @@ def plan_rows(resolved: Resolved, loaded: LoadedSettings) -> Iterator[PlanRow]:
     """Every setting, in the order of the sections."""
     reasons = {reason.setting: reason.why for reason in resolved.reasons}
     for key in setting_keys():
-        section, name = key.split(".")
-        asked = getattr(getattr(loaded.settings, section), name)
-        value = (
-            resolved.memory_budget
-            if key == "memory.budget"
-            else getattr(getattr(resolved, section), name)
-        )
+        asked = value_of(loaded.settings, key)
+        value = resolved.memory_budget if key == "memory.budget" else value_of(resolved, key)
         yield PlanRow(key, asked, value, loaded.origin(key), reasons.get(key, ""))
 
 

@@ -18,16 +18,35 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class CacheCounts:
-    """In pages, except `bytes_read`."""
+    """Hits, misses and evictions in pages; prefetches in blocks of the cache.
+
+    What concerns the source is about the whole run, whichever path a read took, and is only known
+    of sources that are waited for.
+    """
 
     hits: int = 0
     misses: int = 0
     reads: int = 0
-    """Requests to the source."""
+    """Reads that the cache made of the image."""
     bytes_read: int = 0
     evicted: int = 0
     prefetches: int = 0
+    prefetches_used: int = 0
+    prefetches_wasted: int = 0
     prefetches_dropped: int = 0
+    """Hints that were not followed."""
+    source_requests: int = 0
+    source_bytes: int = 0
+    joined: int = 0
+    """Reads that travelled in another one's request."""
+    waited_s: float = 0.0
+    """Time in which the run waited for the source, or read ahead from it."""
+    hidden_s: float = 0.0
+    """Estimate: what the same requests would have taken on top, one after the other."""
+
+    @property
+    def hit_ratio(self) -> float:
+        return self.hits / max(self.hits + self.misses, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,10 @@ def build_stats(
         "pages_coded": counters.pages_coded,
         "seconds_by_stage": _rounded(counters.stage_seconds),
         "seconds_by_worker": _rounded({str(k): v for k, v in counters.worker_seconds.items()}),
-        "cache": dataclasses.asdict(counters.cache),
+        "cache": {
+            **dataclasses.asdict(counters.cache),
+            "hit_ratio": round(counters.cache.hit_ratio, 6),
+        },
         "channels": [_channel(each) for each in counters.channels],
         "peak_rss_bytes": {
             "main": memory.self_rss,

@@ -79,10 +79,23 @@ def lines(counters: RunCounters, outcome: Outcome, memory: PeakMemory) -> list[s
         f"time: {counters.elapsed_s:.1f} s{f' ({phases})' if phases else ''}",
         f"memory: {show_size(memory.total)} at most, fullest channel {fill * 100:.0f} %",
     ]
+    out += _source_lines(counters)
     ratio = _ratio(counters)
     if ratio is not None:
         out[1] += f", 1 byte for every {ratio:.1f} kept"
     return out
+
+
+def _source_lines(counters: RunCounters) -> list[str]:
+    """Of a source that was waited for; local files are not worth a line."""
+    cache = counters.cache
+    if not cache.source_requests:
+        return []
+    asked = f"{cache.source_requests} requests, {show_size(cache.source_bytes)}"
+    waits = f"waited {cache.waited_s:.1f} s, about {cache.hidden_s:.1f} s hidden"
+    used = f"{cache.prefetches_used} of {cache.prefetches} prefetches used"
+    hits = f"cache hits {cache.hit_ratio * 100:.1f} %"
+    return [f"source: {asked}; {waits}; {hits}, {used}"]
 
 
 def _kept(counters: RunCounters) -> str:

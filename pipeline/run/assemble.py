@@ -5,9 +5,13 @@ Imports are inside the functions: a command loads what it needs and no more.
 
 from __future__ import annotations
 
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import DumpError, UsageError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
     from pipeline.config.request import DumpRequest
@@ -16,7 +20,8 @@ if TYPE_CHECKING:
     from pipeline.flow.protocols import Sink
     from pipeline.obs.counters import RunCounters
     from pipeline.run.runner import Flow
-    from stages.cache.pages import PageCache
+    from stages.cache.blocks import BlockCache
+    from stages.cache.pages import PageCache, PageReader
     from stages.compressor.pool import EncoderPool
     from stages.compressor.slots import SlotArena
     from stages.filter.stage import FilterResult
@@ -31,11 +36,36 @@ _MIN_SPARE_SLOTS = 2
 """Slots beyond the workers' own: one being written, one waiting for its turn."""
 
 
-def open_source(path: str) -> Image:
-    """The memory image at `path`, by the first format that recognises it."""
+def open_source(path: str, settings: Settings | None = None) -> Image:
+    """The memory image at `path` or URL, by the first format that recognises it.
+
+    Without `settings` a URL takes those of profile and environment.
+    """
+    if "://" in path and settings is None:
+        import os
+
+        from pipeline.config.layers import load_settings
+
+        settings = load_settings(environ=os.environ).settings
+    if settings is not None and ("://" in path or settings.source.latency.is_on):
+        from stages.reader.remote_image import open_slow
+
+        return open_slow(path, settings)
     from stages.reader.probe import open_image
 
     return open_image(path)
+
+
+@contextmanager
+def opened_source(path: str, settings: Settings | None = None) -> Iterator[Image]:
+    """`open_source`, closed again; what fails on an image that is cut says so."""
+    with closing(open_source(path, settings)) as image:
+        try:
+            yield image
+        except DumpError as error:
+            if image.info.incomplete:
+                error.add_note(f"the image is incomplete: {image.info.incomplete}")
+            raise
 
 
 def image_facts(image: Image, request: DumpRequest) -> ImageFacts:
@@ -48,24 +78,49 @@ def image_facts(image: Image, request: DumpRequest) -> ImageFacts:
         n_pages=image.saved.n_pages,
         max_mapnr=image.max_mapnr,
         is_stream=request.is_stream,
+        in_flight=_in_flight(image),
     )
 
 
-def make_cache(image: Image, resolved: Resolved) -> PageCache:
+def _in_flight(image: Image) -> int:
+    link = getattr(image, "link", None)
+    return 0 if link is None else int(link.max_in_flight)
+
+
+def make_cache(image: Image, resolved: Resolved) -> PageCache | BlockCache:
     """The cache that every single-page read goes through; disabled, it still holds one page."""
-    from stages.cache.pages import PageCache
+    from stages.cache.pages import CacheOptions, make_cache
 
-    capacity = resolved.cache.capacity if resolved.cache.enabled else image.info.page_size
-    return PageCache(image, capacity_bytes=capacity)
+    cache, page_size = resolved.cache, image.info.page_size
+    options = CacheOptions(
+        capacity_bytes=cache.capacity if cache.enabled else page_size,
+        block_bytes=cache.block if cache.enabled else page_size,
+        prefetch=cache.prefetch and cache.enabled,
+        depth=cache.depth,
+        window_bytes=cache.window,
+    )
+    return make_cache(image, options)
 
 
-async def find_kernel(image: Image, cache: PageCache) -> Kernel | None:
-    """The kernel in `image`; None when the image carries no VMCOREINFO."""
+async def find_kernel(image: Image, cache: PageReader, level: int) -> Kernel | None:
+    """The kernel in `image`; None without VMCOREINFO, or where dump `level` can do without one.
+
+    Raises:
+        DumpError: it can't be found, and `level` needs its struct pages.
+    """
     if image.info.vmcoreinfo is None:
         return None
+    from pipeline.obs.log import log_event
+    from stages.filter.levels import needs_struct_pages
     from stages.translator.kernel import open_kernel
 
-    return await open_kernel(image, cache)
+    try:
+        return await open_kernel(image, cache)
+    except DumpError as error:
+        if needs_struct_pages(level, image.info.dump_level):
+            raise
+        log_event("kernel_not_found", "warning", text=str(error))
+        return None
 
 
 async def need_kernel(image: Image) -> Kernel:
@@ -74,10 +129,10 @@ async def need_kernel(image: Image) -> Kernel:
     Raises:
         MissingInfoError: no VMCOREINFO.
     """
-    from stages.cache.pages import PageCache
+    from stages.cache.pages import CacheOptions, make_cache
     from stages.translator.kernel import open_kernel
 
-    return await open_kernel(image, PageCache(image, capacity_bytes=_INSPECT_CACHE_BYTES))
+    return await open_kernel(image, make_cache(image, CacheOptions(_INSPECT_CACHE_BYTES)))
 
 
 def inspector(name: str) -> ModuleType:
@@ -104,7 +159,9 @@ async def filter_pages(
     verdicts: Channel[Any] = Channel("filter", resolved.filter.channel_bytes)
     counters.channels.append(verdicts.stats)
     collector = FilterCollector(counters)
-    stage = FilterStage(image, kernel, level, resolved.filter.window_bytes)
+    stage = FilterStage(
+        image, kernel, level, resolved.filter.window_bytes, workers=resolved.filter.workers
+    )
     await run_flow(Flow(stage, [], collector, [verdicts]))
     chosen = collector.result
     for sentence in [*(kernel.warnings if kernel is not None else ()), *chosen.warnings]:
@@ -150,7 +207,11 @@ def make_pool(image: Image, resolved: Resolved, level: int) -> tuple[EncoderPool
 
 
 def make_sink(request: DumpRequest, resolved: Resolved, settings: Settings) -> Sink[Any]:
-    """The sink for the request's target."""
+    """The sink for the request's target.
+
+    Raises:
+        UsageError: the target is no name of a file, is the source, or is a URL that nobody serves.
+    """
     if request.to_stdout:
         from stages.sink.flattened import FlattenedSink, StdoutStream
 
@@ -162,6 +223,8 @@ def make_sink(request: DumpRequest, resolved: Resolved, settings: Settings) -> S
     from stages.sink.partial_file import PartialFile
 
     file = PartialFile(request.target, overwrite=resolved.dump.overwrite, fsync=resolved.sink.fsync)
+    if file.would_replace(request.source):
+        raise UsageError(f"{request.target}: would replace the source, {request.source}")
     if resolved.dump.flatten:
         from stages.sink.flattened import FileStream, FlattenedSink
 
@@ -204,6 +267,7 @@ async def make_flow(
         hole_pages=_HOLE_PAGES if drop_zero else resolved.compressor.batch_pages,
         read_here=not image.fork_safe,
         read_ahead_pages=resolved.reader.read_ahead // image.info.page_size,
+        ahead_bytes=resolved.cache.window,
     )
     compressor = CompressorStage(pool, arena, keep_holes=not drop_zero)
     writer = await plan_kdump(
@@ -225,8 +289,17 @@ async def make_flow(
     return Flow(reader, [compressor, writer], sink, channels)
 
 
-def book_cache(cache: PageCache, counters: RunCounters) -> None:
-    """Carry the cache's statistics over to the run's."""
+def book_cache(image: Image, cache: PageCache | BlockCache, counters: RunCounters) -> None:
+    """Close the cache, and carry its statistics and those of the line over to the run's."""
+    cache.close()
     stats, counts = cache.stats, counters.cache
     counts.hits, counts.misses = stats.hits, stats.misses
     counts.reads, counts.bytes_read, counts.evicted = stats.reads, stats.bytes_read, stats.evicted
+    counts.prefetches, counts.prefetches_used = stats.prefetched, stats.used
+    counts.prefetches_wasted, counts.prefetches_dropped = stats.wasted, stats.dropped
+    link = getattr(image, "link", None)
+    if link is not None:
+        counts.source_requests, counts.source_bytes = link.stats.requests, link.stats.bytes
+        counts.joined = link.stats.joined
+        counts.waited_s = round(link.stats.waited_s, 6)
+        counts.hidden_s = round(link.stats.hidden_s, 6)

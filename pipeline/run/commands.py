@@ -25,7 +25,7 @@ def run_plan(request: DumpRequest, loaded: LoadedSettings, as_json: bool) -> int
     from pipeline.config.machine import read_machine
     from pipeline.config.show_plan import plan_json, plan_text
 
-    with assemble.opened_source(request.source) as image:
+    with assemble.opened_source(request.source, loaded.settings) as image:
         facts = assemble.image_facts(image, request)
     resolved = resolve(loaded.settings, read_machine(), facts)
     show = plan_json if as_json else plan_text

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import EXIT_DONE, EXIT_INCOMPLETE, PageCountError
+from pipeline.errors import EXIT_DONE, IncompleteDumpError, PageCountError, full_text
 from pipeline.flow.items import Receipt
 from pipeline.obs.counters import RunCounters
 from pipeline.obs.log import log_event
@@ -46,6 +45,7 @@ def run_dump(request: DumpRequest, loaded: LoadedSettings) -> int:
     """Make a dump; returns the process's exit code.
 
     Raises:
+        IncompleteDumpError: the dump lacks pages, or the run ended early and left some of it.
         DumpError: what ended the run, when nothing usable was left.
     """
     from pipeline.config.auto import resolve
@@ -53,7 +53,7 @@ def run_dump(request: DumpRequest, loaded: LoadedSettings) -> int:
 
     counters = RunCounters()
     counters.begin_phase("open")
-    with closing(assemble.open_source(request.source)) as image:
+    with assemble.opened_source(request.source, loaded.settings) as image:
         resolved = resolve(loaded.settings, read_machine(), assemble.image_facts(image, request))
         counters.page_size = image.info.page_size
         level = resolved.dump.level | image.info.dump_level
@@ -72,11 +72,13 @@ def _guarded(run: _Run) -> int:
         if run.left_behind is None:
             raise
         _report(run, Receipt(run.left_behind, 0), complete=False)
-        log_event("dump_incomplete", "error", reason=str(error), left=run.left_behind)
-        return EXIT_INCOMPLETE
-    complete = run.counters.pages_missing == 0
-    _report(run, receipt, complete=complete)
-    return EXIT_DONE if complete else EXIT_INCOMPLETE
+        raise IncompleteDumpError(full_text(error), run.left_behind) from error
+    n_missing = run.counters.pages_missing
+    _report(run, receipt, complete=n_missing == 0)
+    if n_missing:
+        reason = f"{n_missing} pages of {run.request.source} could not be read"
+        raise IncompleteDumpError(reason, receipt.target)
+    return EXIT_DONE
 
 
 async def _watched(run: _Run) -> Receipt:
@@ -108,8 +110,11 @@ async def _both_passes(run: _Run, sink: Sink[Any]) -> Receipt:
     counters, image = run.counters, run.image
     counters.begin_phase("filter", image.saved.n_pages)
     cache = assemble.make_cache(image, run.resolved)
-    kernel = await assemble.find_kernel(image, cache)
+    kernel = await assemble.find_kernel(image, cache, run.level)
     chosen = await assemble.filter_pages(image, kernel, run.level, run.resolved, counters)
+    counters.pages_in = chosen.ram.count()
+    if image.info.incomplete:
+        log_event("source_incomplete", "warning", text=image.info.incomplete)
     counters.begin_phase("copy", chosen.kept.count())
     flow = await assemble.make_flow(
         image, kernel, chosen, run.pool, run.arena, sink, run.resolved, counters
@@ -118,14 +123,14 @@ async def _both_passes(run: _Run, sink: Sink[Any]) -> Receipt:
     counters.end_phase()
     counters.add_stage_seconds("compressor", run.pool.worker_seconds())
     counters.add_stage_seconds("sync", receipt.seconds_syncing)
-    assemble.book_cache(cache, counters)
+    assemble.book_cache(image, cache, counters)
     _check_books(counters, chosen)
     return receipt
 
 
 def _check_books(counters: RunCounters, chosen: FilterResult) -> None:
     """Pages in == kept + excluded + missing; anything else is a defect, and must not be hidden."""
-    n_in = counters.pages_in = chosen.ram.count()
+    n_in = counters.pages_in
     accounted = counters.pages_kept + counters.pages_excluded + chosen.n_missing
     if n_in != accounted:
         raise PageCountError(

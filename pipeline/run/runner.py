@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
@@ -19,6 +19,8 @@ from pipeline.errors import DumpError, InterruptedRunError, StageError, TornStre
 from pipeline.flow.channel import Channel
 from pipeline.flow.items import Receipt
 from pipeline.flow.protocols import Sink, Source, Stage
+
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 T = TypeVar("T")
 Job: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
@@ -44,7 +46,7 @@ async def run_watched(
     """Run `job` to its end, with companions that live as long as it (progress, sampling).
 
     Raises:
-        InterruptedRunError: SIGINT or SIGTERM; `job` was cancelled and has cleaned up.
+        InterruptedRunError: SIGINT, SIGTERM or SIGHUP; `job` was cancelled and has cleaned up.
         BaseException: what `job` raised, as it was.
     """
     results: list[T] = []
@@ -73,7 +75,9 @@ async def run_watched(
 
 
 async def _watch_signals(*, task_status: TaskStatus[None]) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    # Under nohup, or in the background of a shell script, some are ignored on purpose.
+    ending = [one for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN]
+    with anyio.open_signal_receiver(*ending) as signals:
         task_status.started()
         async for number in signals:
             raise InterruptedRunError(f"interrupted by {signal.Signals(number).name}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from stages.arch.paging import PagingForm, Window
+from stages.reader.image import ImageInfo
 
 
 class DirectWindow(NamedTuple):
@@ -38,6 +39,7 @@ class KernelLayout:
         direct_map: virtual addresses among which the first that is mapped starts the direct map,
             or the direct map itself, None where there is no telling.
         direct: addresses that are translated by arithmetic, before tables are looked into.
+        mapped: an address that tables must map if the guess is right, None where none is known.
     """
 
     form: PagingForm
@@ -46,3 +48,23 @@ class KernelLayout:
     phys_base_from: str
     direct_map: Window | LinearMap | None
     direct: tuple[DirectWindow, ...] = ()
+    mapped: int | None = None
+
+
+def level_names(n_levels: int) -> tuple[str, ...]:
+    """What the kernel calls that many levels of tables, last level first."""
+    middle = ("pmd", "pud", "p4d")[: n_levels - 2]
+    return ("pte", *middle, "pgd")
+
+
+def loaded_at(image: ImageInfo, vaddr: int) -> int | None:
+    """The physical address of `vaddr` by the image's PT_LOADs; None when they do not say.
+
+    QEMU writes p_vaddr 0, or p_paddr again: such loads say nothing.
+    """
+    for load in image.loads:
+        if load.paddr is not None and load.paddr != load.vaddr:
+            inside = vaddr - load.vaddr
+            if load.vaddr > 0 and 0 <= inside < load.mem_size:
+                return load.paddr + inside
+    return None

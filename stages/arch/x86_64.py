@@ -20,6 +20,8 @@ BYTE_ORDER: Final = "<"
 TEXT_START: Final = 0xFFFFFFFF_80000000
 """__START_KERNEL_map: from here up, vaddr - TEXT_START + phys_base is the physical address."""
 _MAX_PHYS_BITS: Final = 52
+SPARSE_BITS: Final = ((27, 46), (27, 52), (27, 44), (27, 40))
+"""Four levels, five levels, before v2.6.31, before v2.6.26."""
 # Newest name first; since v4.13 swapper_pg_dir is a macro for the others.
 _TOP_TABLES: Final = ("init_top_pgt", "init_level4_pgt", "swapper_pg_dir")
 

@@ -93,7 +93,8 @@ class BatchWorker:
         if self._settings.on_read_error == "fail":
             missing = np.flatnonzero(states == PageState.MISSING)
             if len(missing):
-                raise MissingPageError(int(slot.pfns[missing[0]]), "could not be read")
+                pfn = int(slot.pfns[missing[0]])
+                raise MissingPageError(pfn, "could not be read", page_size=self._settings.page_size)
 
     def _encode_rows(
         self, slot: Slot, pages: ByteArray, rows: NDArray[np.intp], n_pages: int

@@ -123,10 +123,14 @@ class ProcessPool:
     async def _take_answers(self, worker: _Worker) -> None:
         while True:
             await anyio.wait_readable(worker.link)
-            with contextlib.suppress(BlockingIOError):
+            try:
                 while message := worker.link.recv(_MAX_MESSAGE):
                     self._finish(worker, message)
-                raise WorkerDiedError(self._obituary(worker))
+            except BlockingIOError:
+                continue
+            except ConnectionError:
+                pass  # it died with a job unread
+            raise WorkerDiedError(self._obituary(worker))
 
     def _finish(self, worker: _Worker, message: bytes) -> None:
         index, n_bytes, n_shared, seconds = _ANSWER.unpack_from(message)
@@ -182,8 +186,9 @@ def _work(
     """A worker's whole life; never returns to the code that forked it."""
     code = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # The parent decides what they mean; a terminal and an init system send them to all of us.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)

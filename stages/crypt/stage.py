@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import anyio.to_thread
+
 from pipeline.errors import TornStreamError
 from pipeline.flow.channel import Inbox, Outbox
 from pipeline.flow.items import Chunk, ChunkKind, EndOfDump, HeadOrder, Outline
@@ -19,6 +21,10 @@ from stages.crypt.payload import BLOCK, DumpKey, PayloadCipher, sealed_place
 HEAD_ORDER: Final = HeadOrder.LAST
 """What the writer must be told, whatever the sink wants: a head that came twice would be sealed
 with one nonce for two contents, which gives both away."""
+
+
+_IN_THREAD_BLOCKS: Final = 8
+"""512 KiB take 0.13 to 0.4 ms, without the interpreter's lock: from there on a hop pays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class EncryptStage:
                 raise TornStreamError(f"{self.name}: the dump had no outline")
             runs = blocks.add(item) if isinstance(item, Chunk) else blocks.finish()
             for run in runs:
-                for chunk in sealer.seal(run):
+                for chunk in await _seal(sealer, run):
                     await outbox.send(chunk)
             if isinstance(item, EndOfDump):
                 await outbox.send(sealer.head())
@@ -54,6 +60,12 @@ class EncryptStage:
             if item.release is not None:
                 item.release()
         raise TornStreamError(f"{self.name}: the writer stopped before its end")
+
+
+async def _seal(sealer: _Sealer, run: Run) -> list[Chunk]:
+    if len(run.blocks) < _IN_THREAD_BLOCKS:
+        return sealer.seal(run)
+    return await anyio.to_thread.run_sync(sealer.seal, run)
 
 
 class _Sealer:

@@ -24,6 +24,16 @@ class DumpLevel(IntFlag):
 MAX_LEVEL: Final = 31
 
 
+def needs_struct_pages(level: int, left_out: int) -> bool:
+    """Whether `level` leaves out pages that only their struct pages tell apart.
+
+    Args:
+        level: asked for.
+        left_out: level of the source; what it lacks need not be found again.
+    """
+    return bool(level & ~left_out & ~DumpLevel.ZERO)
+
+
 class PageClass(IntEnum):
     """What a struct page says its page is; values of the `classes` arrays (uint8).
 

@@ -101,7 +101,12 @@ async def read_memory_model(kernel: Kernel, layout: PageLayout, max_mapnr: int) 
     memmap = (await words.read(symbol, 1))[0]
     if not memmap:
         raise FormatError("kernel", None, "mem_map", int(memmap), "a kernel address")
-    return MemoryModel("flatmem", (MemmapRegion(0, max_mapnr, int(memmap)),))
+    start = kernel.memory_start // kernel.page_size  # ARCH_PFN_OFFSET
+    if start >= max_mapnr:
+        raise FormatError(
+            "vmcoreinfo", None, "start of memory", start, f"a pfn below {max_mapnr:#x}"
+        )
+    return MemoryModel("flatmem", (MemmapRegion(start, max_mapnr, int(memmap)),))
 
 
 async def _discontigmem(words: KernelWords, layout: PageLayout, max_mapnr: int) -> MemoryModel:

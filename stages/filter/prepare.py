@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.errors import DumpError, MissingInfoError, UsageError
-from stages.filter.levels import MAX_LEVEL, DumpLevel
+from stages.filter.levels import MAX_LEVEL, needs_struct_pages
 from stages.filter.memory_model import MemoryModel, read_memory_model
 from stages.filter.page_layout import PageLayout
 from stages.reader.image import Image
@@ -45,7 +45,7 @@ async def prepare_filter(image: Image, kernel: Kernel | None, level: int) -> Fil
     if not 0 <= level <= MAX_LEVEL:
         raise UsageError(f"dump level {level} is not from 0 to {MAX_LEVEL}")
     effective = level | image.info.dump_level
-    needs_pages = bool(level & ~image.info.dump_level & ~DumpLevel.ZERO)
+    needs_pages = needs_struct_pages(level, image.info.dump_level)
     if kernel is None:
         if needs_pages:
             raise MissingInfoError("a VMCOREINFO note", f"dump level {level}")

@@ -52,6 +52,8 @@ class WindowScanner:
         self._level = level
         self._page_size = image.info.page_size
         self._chunk_pages = chunk_pages(layout, self._page_size)
+        # Over a line a second round of questions costs more than asking for all heads at once.
+        self._first_probe = _FIRST_PROBE if getattr(image, "link", None) is None else 1
         n_rows = -(-n_pages * layout.size // self._page_size) + 1
         self._buffer = np.empty((n_rows, self._page_size), dtype=np.uint8)
 
@@ -63,22 +65,24 @@ class WindowScanner:
 
     def scan(self, windows: Sequence[LocatedWindow]) -> list[ScannedWindow]:
         """Read and classify `windows`, which are at most `group_windows`."""
-        free = self._probe(windows)
-        return [self._scan(window, chunks) for window, chunks in zip(windows, free, strict=True)]
+        free = self.probe(windows)
+        return [
+            self.scan_window(window, chunks) for window, chunks in zip(windows, free, strict=True)
+        ]
 
-    def _probe(self, windows: Sequence[LocatedWindow]) -> list[BoolArray | None]:
+    def probe(self, windows: Sequence[LocatedWindow]) -> list[BoolArray | None]:
         """bool[n_chunks] for each window: chunks that are one free block, so not to be read."""
         free = [
             None if window.probes is None else np.zeros(len(window.probes), dtype=np.bool_)
             for window in windows
         ]
-        for first_round in (True, False):
+        for first_round in (True, False)[: self._first_probe]:
             asked: list[tuple[BoolArray, BoolArray]] = []
             heads: list[PfnArray] = []
             for window, found in zip(windows, free, strict=True):
                 if window.probes is None or found is None or not (first_round or found.any()):
                     continue
-                turn = np.arange(len(found)) % _FIRST_PROBE == 0
+                turn = np.arange(len(found)) % self._first_probe == 0
                 wanted = window.probes & (turn if first_round else ~turn)
                 asked.append((found, wanted))
                 heads.append(self._by_chunk(window)[wanted, 0])
@@ -105,7 +109,8 @@ class WindowScanner:
         free: BoolArray = (codes.codes == PageClass.FREE) & (codes.orders == largest)
         return free
 
-    def _scan(self, window: LocatedWindow, free: BoolArray | None) -> ScannedWindow:
+    def scan_window(self, window: LocatedWindow, free: BoolArray | None) -> ScannedWindow:
+        """Read and classify one window, all of it but the chunks that `probe` found `free`."""
         if free is None or not free.any():
             return ScannedWindow(*self._classify(window, window.memmap_pfns, window.n_pages))
         if free.all():

@@ -25,7 +25,7 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.errors import DumpError, FormatError
+from pipeline.errors import DumpError, FormatError, MissingInfoError
 from pipeline.memory.addresses import AddrArray
 from pipeline.memory.arrays import distinct
 from stages.filter.kernel_words import KernelWords
@@ -65,8 +65,14 @@ class SparseGeometry:
         return -(-self.n_sections // self.per_root)
 
     @classmethod
-    def from_vmcoreinfo(cls, info: VmcoreInfo, word: int, max_mapnr: int) -> SparseGeometry:
-        """Build and check.
+    def from_vmcoreinfo(
+        cls,
+        info: VmcoreInfo,
+        word: int,
+        max_mapnr: int,
+        usual_bits: tuple[tuple[int, int], ...] = (),
+    ) -> SparseGeometry:
+        """Build and check; `usual_bits` are pairs for kernels that do not tell theirs.
 
         Raises:
             MissingInfoError: a key is absent.
@@ -74,13 +80,12 @@ class SparseGeometry:
         """
         needed = "struct pages (SPARSEMEM)"
         page_shift = info.page_size.bit_length() - 1
-        bits = info.need_number("SECTION_SIZE_BITS", needed)
-        physmem_bits = info.need_number("MAX_PHYSMEM_BITS", needed)
         size = info.need_size("mem_section", needed)
         map_off = info.need_offset("mem_section.section_mem_map", needed)
+        _check("SIZE(mem_section)", size, word, info.page_size)
+        bits, physmem_bits = _section_bits(info, info.page_size // size, usual_bits)
         _check("NUMBER(SECTION_SIZE_BITS)", bits, page_shift + 7, 40)
         _check("NUMBER(MAX_PHYSMEM_BITS)", physmem_bits, bits, 64)
-        _check("SIZE(mem_section)", size, word, info.page_size)
         _check("OFFSET(mem_section.section_mem_map)", map_off, 0, size - word)
         pages_per_section = 1 << (bits - page_shift)
         n_possible = 1 << (physmem_bits - bits)
@@ -91,6 +96,33 @@ class SparseGeometry:
         n_sections = min(-(-max_mapnr // pages_per_section), n_possible)
         _check("number of sections", n_sections, 0, MAX_SECTIONS)
         return cls(pages_per_section, size, map_off, per_root, n_sections)
+
+
+def _section_bits(
+    info: VmcoreInfo, per_root: int, usual_bits: tuple[tuple[int, int], ...]
+) -> tuple[int, int]:
+    """SECTION_SIZE_BITS and MAX_PHYSMEM_BITS: as exported, else those that fit LENGTH(mem_section).
+
+    That length is the number of roots, or of sections where there are no roots, and differs from
+    one pair to the next.
+
+    Raises:
+        MissingInfoError: neither exported nor told by the length.
+    """
+    bits, physmem_bits = info.number("SECTION_SIZE_BITS"), info.number("MAX_PHYSMEM_BITS")
+    if bits is not None and physmem_bits is not None:
+        return bits, physmem_bits
+    fits = [
+        (section, physmem)
+        for section, physmem in usual_bits
+        if bits in (None, section) and physmem_bits in (None, physmem)
+    ]
+    length = info.length("mem_section")
+    for each in (per_root, 1):
+        for section, physmem in fits:
+            if length == -(-(1 << (physmem - section)) // each):
+                return section, physmem
+    raise MissingInfoError("VMCOREINFO NUMBER(SECTION_SIZE_BITS)", "struct pages (SPARSEMEM)")
 
 
 def _check(name: str, value: int, lowest: int, highest: int) -> None:
@@ -183,7 +215,8 @@ async def read_sections(words: KernelWords, layout: PageLayout, max_mapnr: int) 
     Raises:
         MissingInfoError, FormatError: see `SparseGeometry`; or no reading of the symbol holds.
     """
-    geometry = SparseGeometry.from_vmcoreinfo(words.kernel.info, words.word, max_mapnr)
+    usual_bits = words.kernel.arch.sparse_bits
+    geometry = SparseGeometry.from_vmcoreinfo(words.kernel.info, words.word, max_mapnr, usual_bits)
     symbol = words.kernel.info.need_symbol("mem_section", "struct pages")
     reader = _SectionReader(words, geometry)
     name = "sparsemem" if geometry.per_root == 1 else "sparsemem extreme"

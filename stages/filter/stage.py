@@ -131,6 +131,7 @@ class FilterStage:
     kernel: Kernel | None
     level: int
     window_bytes: int = WINDOW_BYTES
+    workers: int = 1
     name: str = "filter"
 
     async def run(self, outbox: Outbox[SectionVerdict | EndOfFilter]) -> None:
@@ -143,7 +144,14 @@ class FilterStage:
         """
         plan = await prepare_filter(self.image, self.kernel, self.level)
         books = _Books.open(self.image, plan)
-        verdicts = sweep(self.image, self.kernel, plan, books.saved, window_bytes=self.window_bytes)
+        verdicts = sweep(
+            self.image,
+            self.kernel,
+            plan,
+            books.saved,
+            window_bytes=self.window_bytes,
+            workers=self.workers,
+        )
         async with aclosing(verdicts):
             async for verdict in verdicts:
                 books.add(verdict)

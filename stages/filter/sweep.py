@@ -7,9 +7,12 @@ because a run (a buddy block, a gigantic page) can reach into the windows that f
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Final, TypeAlias, TypeVar
 
 import anyio.to_thread
 import numpy as np
@@ -32,6 +35,15 @@ from stages.filter.windows import (
 )
 from stages.reader.image import Image
 from stages.translator.kernel import Kernel
+
+
+T = TypeVar("T")
+_Place: TypeAlias = tuple[Window, LocatedWindow]
+
+_MAX_PROBERS: Final = 4
+"""Groups of windows whose heads are on their way."""
+_MAX_READY: Final = 64
+"""Windows that wait for the one before them."""
 
 
 @dataclass(slots=True)
@@ -65,7 +77,13 @@ class SectionVerdict:
 
 
 async def sweep(
-    image: Image, kernel: Kernel | None, plan: FilterPlan, saved: PageBitmap, *, window_bytes: int
+    image: Image,
+    kernel: Kernel | None,
+    plan: FilterPlan,
+    saved: PageBitmap,
+    *,
+    window_bytes: int,
+    workers: int = 1,
 ) -> AsyncGenerator[SectionVerdict]:
     """Verdicts for all blocks that have any page of `saved`, ascending.
 
@@ -75,14 +93,15 @@ async def sweep(
         plan: from `prepare_filter`.
         saved: the image's saved pages below `plan.max_mapnr`.
         window_bytes: struct pages that are read and classified at a time.
+        workers: threads that do so.
     """
     if plan.layout is None or kernel is None:
         for index in _busy_blocks(saved, 0, saved.n_blocks):
             yield _untouched(saved, index)
         return
     next_index = 0
-    windows = _scanned(image, kernel, plan, plan.layout, saved, window_bytes)
-    async with aclosing(_verdicts(saved, windows)) as verdicts:
+    scan = _Scan(image, kernel, plan, plan.layout, saved, window_bytes, workers)
+    async with aclosing(_verdicts(saved, scan.results())) as verdicts:
         async for verdict in verdicts:
             for before in _busy_blocks(saved, next_index, verdict.index):
                 yield _untouched(saved, before)
@@ -139,22 +158,90 @@ def _apply(verdict: SectionVerdict, window: Window, scanned: ScannedWindow, carr
     return carry
 
 
-async def _scanned(
-    image: Image,
-    kernel: Kernel,
-    plan: FilterPlan,
-    layout: PageLayout,
-    saved: PageBitmap,
-    window_bytes: int,
-) -> AsyncGenerator[tuple[Window, ScannedWindow]]:
-    n_pages = window_pages(layout, window_bytes)
-    scanner = WindowScanner(image, layout, plan.level, n_pages=n_pages)
-    windows = plan_windows(plan.model, saved, layout, n_pages)
-    while group := list(itertools.islice(windows, scanner.group_windows)):
-        located = await _locate(kernel, plan.level, layout, saved, group)
-        found = await anyio.to_thread.run_sync(scanner.scan, located)
-        for pair in zip(group, found, strict=True):
-            yield pair
+async def _result(future: Future[T]) -> T:
+    """What `future` gives; whoever is cancelled here leaves its thread to finish."""
+    return await anyio.to_thread.run_sync(future.result, abandon_on_cancel=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """The windows of a sweep, scanned by some threads, and handed out in order."""
+
+    image: Image
+    kernel: Kernel
+    plan: FilterPlan
+    layout: PageLayout
+    saved: PageBitmap
+    window_bytes: int
+    workers: int
+
+    async def results(self) -> AsyncGenerator[tuple[Window, ScannedWindow]]:
+        n_pages = window_pages(self.layout, self.window_bytes)
+        if self.workers > 1:
+            async with aclosing(self._side_by_side(n_pages)) as pairs:
+                async for pair in pairs:
+                    yield pair
+            return
+        scanner = self._scanner(n_pages)
+        windows = self._windows(n_pages)
+        while group := list(itertools.islice(windows, scanner.group_windows)):
+            located = await self._locate(group)
+            found = await anyio.to_thread.run_sync(scanner.scan, located)
+            for pair in zip(group, found, strict=True):
+                yield pair
+
+    async def _side_by_side(
+        self, n_pages: int
+    ) -> AsyncGenerator[tuple[Window, ScannedWindow]]:
+        """Heads of the next groups are asked for while windows are read, several at a time."""
+        # The first scanners ask for heads only, of as many windows as a buffer of theirs holds.
+        n_probers = min(self.workers, _MAX_PROBERS)
+        probers = deque(self._scanner(n_pages) for _ in range(n_probers))
+        scanners = deque(self._scanner(n_pages) for _ in range(self.workers))
+        windows = self._windows(n_pages)
+        probed: deque[tuple[list[_Place], Future[list[BoolArray | None]]]] = deque()
+        ready: deque[tuple[_Place, BoolArray | None]] = deque()
+        scanned: deque[tuple[Window, Future[ScannedWindow] | None]] = deque()
+        pool = ThreadPoolExecutor(self.workers + n_probers, thread_name_prefix="filter")
+        try:
+            while True:
+                while len(probed) < n_probers and (
+                    group := list(itertools.islice(windows, probers[0].group_windows))
+                ):
+                    places = list(zip(group, await self._locate(group), strict=True))
+                    heads = pool.submit(probers[0].probe, [located for _, located in places])
+                    probed.append((places, heads))
+                    probers.rotate(-1)
+                n_reading = sum(future is not None for _, future in scanned)
+                while ready and n_reading < self.workers and len(scanned) < _MAX_READY:
+                    (window, located), free = ready.popleft()
+                    if free is not None and free.all():
+                        scanned.append((window, None))
+                        continue
+                    scan = pool.submit(scanners[0].scan_window, located, free)
+                    scanned.append((window, scan))
+                    scanners.rotate(-1)
+                    n_reading += 1
+                if probed and not ready:
+                    places, heads = probed.popleft()
+                    found = await _result(heads)
+                    ready.extend(zip(places, found, strict=True))
+                elif scanned:
+                    window, result = scanned.popleft()
+                    yield window, ScannedWindow(None) if result is None else await _result(result)
+                else:
+                    return
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _windows(self, n_pages: int) -> Iterator[Window]:
+        return plan_windows(self.plan.model, self.saved, self.layout, n_pages)
+
+    def _scanner(self, n_pages: int) -> WindowScanner:
+        return WindowScanner(self.image, self.layout, self.plan.level, n_pages=n_pages)
+
+    async def _locate(self, windows: Sequence[Window]) -> list[LocatedWindow]:
+        return await _locate(self.kernel, self.plan.level, self.layout, self.saved, windows)
 
 
 async def _locate(

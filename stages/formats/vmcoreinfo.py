@@ -83,7 +83,9 @@ class VmcoreInfo:
 
     @property
     def page_size(self) -> int:
-        return int(self._values[("PAGESIZE", "")])
+        size = self._plain("PAGESIZE")
+        assert size is not None  # checked by `parse`
+        return size
 
     @property
     def crashtime(self) -> int | None:
@@ -97,11 +99,14 @@ class VmcoreInfo:
     @property
     def kernel_offset(self) -> int:
         """KASLR offset; SYMBOL values have it added already."""
-        text = self._values.get(("KERNELOFFSET", ""), "0")
+        return self.hexadecimal("KERNELOFFSET") or 0
+
+    def hexadecimal(self, key: str) -> int | None:
+        """A line such as ``KERNELOFFPHYS=1c00000``; None when absent or not hex."""
         try:
-            return int(text, 16)
-        except ValueError:
-            return 0
+            return int(self._values[(key, "")], 16)
+        except (KeyError, ValueError):
+            return None
 
     def symbol(self, name: str) -> int | None:
         """Run-time address, or None when absent, 0, all ones, or not hex."""
@@ -111,6 +116,11 @@ class VmcoreInfo:
         except ValueError:
             return None
         return value if 0 < value < _WORD else None
+
+    def symbols(self) -> dict[str, int]:
+        """Addresses of all symbols that have a sensible one."""
+        names = [name for kind, name in self._values if kind == "SYMBOL"]
+        return {name: at for name in names if (at := self.symbol(name)) is not None}
 
     def size(self, name: str) -> int | None:
         return self._plain("SIZE", name)

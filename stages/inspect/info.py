@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.errors import DumpError
 from pipeline.memory.sizes import show_size
-from stages.cache.pages import PageCache
+from stages.cache.pages import CacheOptions, make_cache
 from stages.filter.levels import MAX_LEVEL
 from stages.filter.stage import FilterResult, filter_image
 from stages.formats.kdump import utsname_strings
@@ -28,7 +28,7 @@ async def describe(image: Image) -> dict[str, Any]:
         problems.append("no VMCOREINFO: only dump levels 0 and 1 work")
         return facts
     try:
-        kernel = await open_kernel(image, PageCache(image, capacity_bytes=_CACHE_BYTES))
+        kernel = await open_kernel(image, make_cache(image, CacheOptions(_CACHE_BYTES)))
         facts["kernel"] = await _kernel_facts(kernel)
         problems += kernel.warnings
         chosen = await filter_image(image, kernel, MAX_LEVEL)

@@ -29,6 +29,7 @@ from stages.reader.file_io import ImageFile
 from stages.reader.image import ImageInfo
 
 MAX_ERASEINFO_BYTES: Final = 16 << 20
+_MAX_LEVEL: Final = 31
 _READ_BLOCKS: Final = 64
 """Bitmap blocks read at a time: 256 KiB."""
 
@@ -132,6 +133,9 @@ def read_kdump_info(file: ImageFile, header: KdumpHeader) -> ImageInfo:
         file, "eraseinfo", sub.offset_eraseinfo, sub.size_eraseinfo, MAX_ERASEINFO_BYTES
     )
     vmcoreinfo, offset = _find_vmcoreinfo(file, sub, facts)
+    level = sub.dump_level
+    if not 0 <= level <= _MAX_LEVEL:
+        level, problem = 0, problem or f"dump_level {level} makes no sense"
     known_name = any(main.utsname)
     return ImageInfo(
         form="kdump",
@@ -142,7 +146,7 @@ def read_kdump_info(file: ImageFile, header: KdumpHeader) -> ImageInfo:
         vmcoreinfo_off=offset,
         nr_cpus=max(main.nr_cpus, 0),
         made_by="qemu" if facts.has_qemu else None,
-        dump_level=sub.dump_level,
+        dump_level=level,
         phys_base=sub.phys_base,
         utsname=main.utsname if known_name else None,
         timestamp=main.tv_sec or None,

@@ -53,17 +53,19 @@ class SlowTransport:
 
     def fetch(self, requests: Sequence[Request]) -> list[Outcome]:
         began = time.perf_counter()
-        due = self._schedule([len(request.view) for request in requests], began)
+        sizes = [len(view) for view, _ in requests]
+        due = self._schedule(sizes, began)
         out: list[Outcome] = [0] * len(requests)
+        read_into, now = self._file.read_into, began
         for index in sorted(range(len(due)), key=due.__getitem__):
-            left = due[index] - time.perf_counter()
-            if left > 0:
-                time.sleep(left)
+            while now < due[index]:
+                time.sleep(due[index] - now)
+                now = time.perf_counter()
             try:
-                out[index] = self._file.read_into(*requests[index])
+                out[index] = read_into(*requests[index])
             except OSError as error:
                 out[index] = error
-        n_bytes = sum(len(request.view) for request in requests)
+        n_bytes = sum(sizes)
         self.link.book(len(requests), n_bytes, self._slowness.delay_s)
         return out
 

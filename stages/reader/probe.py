@@ -75,12 +75,21 @@ def open_image(path: str, *, on_read_error: OnReadError | None = None) -> Image:
     Raises:
         DumpError: it can't be opened, is no memory image, or is a broken one.
     """
-    file = PlainFile(path)
+    return open_file(PlainFile(path), on_read_error=on_read_error)
+
+
+def open_file(file: ImageFile, *, on_read_error: OnReadError | None = None) -> Image:
+    """Open the memory image in `file`, which becomes the image's to close; see `open_image`."""
     try:
         return _probe_file(file, on_read_error, PROBES)
     except OSError as error:
         file.close()
-        raise DumpError(f"{path}: {error.strerror or error}") from error
+        raise DumpError(f"{file.path}: {error.strerror or error}") from error
+    except DumpError as error:
+        file.close()
+        if file.path not in str(error):
+            error.add_note(f"in {file.path}")
+        raise
     except BaseException:
         file.close()
         raise

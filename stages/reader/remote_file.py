@@ -15,7 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from stages.reader.remote_link import Link
 
@@ -24,12 +24,8 @@ _HEAD_BLOCK: Final = 256 << 10
 _HEAD_BLOCKS: Final = 16
 
 
-class Request(NamedTuple):
-    """Fill `view` with the bytes from `off` on."""
-
-    view: memoryview
-    off: int
-
+Request = tuple[memoryview, int]
+"""Fill the view with the bytes from the offset on; plain, for there are thousands at a time."""
 
 Outcome = int | OSError
 """Bytes that came, fewer at the end of the file only; or why none did."""
@@ -123,13 +119,18 @@ class RemoteFile:
         """Fill each of `views` (flat bytes) from its offset; all are under way together."""
         if not views:
             return []
-        gap = self.link.gap_bytes
-        groups = list(_join(views, offs, gap=gap, most=max(self.link.part_bytes, gap)))
+        gap, part_bytes = self.link.gap_bytes, self.link.part_bytes
+        if _stand_alone(views, offs, gap, part_bytes):
+            return self._fetch(list(zip(views, offs, strict=True)))
+        groups = list(_join(views, offs, gap=gap, most=max(part_bytes, gap)))
         self.link.book_joined(len(views) - len(groups))
+        return self._read_groups(groups, views, offs)
+
+    def _fetch(self, requests: list[Request]) -> list[Outcome]:
         began = time.perf_counter()
         with self.link.waiting():
-            out = self._read_groups(groups, views, offs)
-        n_bytes = sum(group.stop - group.start for group in groups)
+            out = self._transport.fetch(requests)
+        n_bytes = sum(len(view) for view, _ in requests)
         self.link.book_transfer(n_bytes, time.perf_counter() - began)
         return out
 
@@ -148,7 +149,7 @@ class RemoteFile:
             buffers.append(buffer)
             requests += _parts(buffer, group.start, self.link.part_bytes)
         firsts.append(len(requests))
-        outcomes = self._transport.fetch(requests)
+        outcomes = self._fetch(requests)
         out: list[Outcome] = [0] * len(views)
         for at, group in enumerate(groups):
             mine = range(firsts[at], firsts[at + 1])
@@ -167,6 +168,19 @@ class RemoteFile:
 
     def close(self) -> None:
         self._transport.close()
+
+
+def _stand_alone(
+    views: Sequence[memoryview], offs: Sequence[int], gap: int, part_bytes: int
+) -> bool:
+    """Whether reads ascend, and each is a request of its own: the usual case, met quickly."""
+    reach = -gap - 1
+    for view, off in zip(views, offs, strict=True):
+        n_bytes = len(view)
+        if off - reach <= gap or n_bytes > part_bytes:
+            return False
+        reach = off + n_bytes
+    return True
 
 
 def _join(
@@ -190,10 +204,8 @@ def _join(
 
 def _parts(buffer: memoryview, off: int, part_bytes: int) -> list[Request]:
     if len(buffer) <= part_bytes:
-        return [Request(buffer, off)]
-    return [
-        Request(buffer[at : at + part_bytes], off + at) for at in range(0, len(buffer), part_bytes)
-    ]
+        return [(buffer, off)]
+    return [(buffer[at : at + part_bytes], off + at) for at in range(0, len(buffer), part_bytes)]
 
 
 def _together(parts: list[Request], outcomes: list[Outcome]) -> Outcome:
@@ -203,7 +215,7 @@ def _together(parts: list[Request], outcomes: list[Outcome]) -> Outcome:
         if isinstance(got, OSError):
             return total or got
         total += got
-        if got < len(part.view):
+        if got < len(part[0]):
             break
     return total
 

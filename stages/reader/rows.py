@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -18,6 +19,8 @@ from stages.reader.read_errors import ReadErrors, reason_of
 _BUGS: Final = frozenset({errno.EBADF, errno.EINVAL})
 PAST_END: Final = "past the end of the file"
 
+ReadBatch = Callable[[Sequence[memoryview], Sequence[int]], "list[int | OSError]"]
+
 
 class RowReader:
     """Reads pages of one image; bad ones are marked MISSING and noted in `errors`."""
@@ -26,6 +29,8 @@ class RowReader:
         self._file = file
         self._page_size = page_size
         self._errors = errors
+        # Files behind a line take many reads at once; see `remote_file`.
+        self._read_batch: ReadBatch | None = getattr(file, "read_batch", None)
 
     def read_rows(
         self,
@@ -52,12 +57,16 @@ class RowReader:
         starts = rows[heads]
         stops = starts + np.diff(np.append(heads, len(rows)))
         flat = out.data.cast("B")
-        for start, stop, off in zip(
+        runs = zip(
             (starts * page_size).tolist(),
             (stops * page_size).tolist(),
             offs[heads].tolist(),
             strict=True,
-        ):
+        )
+        if self._read_batch is not None:
+            self._read_together(list(runs), flat, pfns, states)
+            return
+        for start, stop, off in runs:
             try:
                 got = read_into(flat[start:stop], off)
             except OSError:
@@ -65,6 +74,22 @@ class RowReader:
             if got != stop - start:
                 mine = slice(start // page_size, stop // page_size)
                 self.finish_run(flat[start:stop], off, got, pfns[mine], states[mine])
+
+    def _read_together(
+        self,
+        runs: list[tuple[int, int, int]],
+        flat: memoryview,
+        pfns: PfnArray,
+        states: NDArray[np.uint8],
+    ) -> None:
+        assert self._read_batch is not None
+        views = [flat[start:stop] for start, stop, _ in runs]
+        outcomes = self._read_batch(views, [off for _, _, off in runs])
+        for (start, stop, off), view, outcome in zip(runs, views, outcomes, strict=True):
+            got = 0 if isinstance(outcome, OSError) else outcome
+            if got != stop - start:
+                mine = slice(start // self._page_size, stop // self._page_size)
+                self.finish_run(view, off, got, pfns[mine], states[mine])
 
     def finish_run(
         self,

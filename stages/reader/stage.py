@@ -32,9 +32,16 @@ class ReaderStage:
     """True: batches bring their data. False: their encoder reads it."""
     read_ahead_pages: int
     """How far ahead of the batch that is being sent the image is told to read."""
+    ahead_bytes: int = 0
+    """Read ahead of the batch that is being sent over a slow line, when the reader reads."""
     name: str = "reader"
 
     async def run(self, outbox: Outbox[PageBatch | EndOfDump]) -> None:
+        if self.read_here and self.ahead_bytes:
+            from stages.reader.remote_batches import send_side_by_side
+
+            await send_side_by_side(self, outbox)
+            return
         seq = n_pages = 0
         told = 0
         for pfns, hole in plan_batches(
@@ -44,13 +51,14 @@ class ReaderStage:
             if not hole:
                 told = self._read_ahead(int(pfns[0]), told)
                 if self.read_here:
-                    await anyio.to_thread.run_sync(self._load, batch)
+                    await anyio.to_thread.run_sync(self.load, batch)
             await outbox.send(batch)
             seq += 1
             n_pages += len(pfns)
         await outbox.send(EndOfDump(Totals(n_pages=n_pages)))
 
-    def _load(self, batch: PageBatch) -> None:
+    def load(self, batch: PageBatch) -> None:
+        """Read the pages of `batch` into it; blocks."""
         pages = np.empty((batch.n_pages, batch.page_size), dtype=np.uint8)
         batch.states = self.image.read_pages(batch.pfns, pages)
         batch.data = pages.reshape(-1).data

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from stages.sink.azure_account import find_account, parse_az_url
+from stages.sink.azure_account import BlobName, find_account, parse_az_url
+from stages.sink.azure_requests import AzureRequests
 from stages.sink.azure_store import AzureStore
 from stages.sink.parts_sink import PartsOptions, PartsSink
 from stages.sink.throttle import TokenBucket
@@ -13,7 +14,9 @@ from stages.sink.web_client import WebClient
 
 if TYPE_CHECKING:
     from pipeline.config.settings import Settings
+    from stages.sink.azure_stored import AzureStored
     from stages.sink.journal import Journal
+    from stages.sink.part_store import PartStore
 
 
 def make_sink(url: str, settings: Settings, journal: Journal | None = None) -> PartsSink:
@@ -31,8 +34,7 @@ def make_sink(url: str, settings: Settings, journal: Journal | None = None) -> P
     name = parse_az_url(url)
     block_size = settings.azure.block_size
     block_bytes = None if block_size == "auto" else block_size
-    client = WebClient(str(name), settings.net, TokenBucket(settings.net.rate_limit))
-    store = AzureStore(name, find_account(settings.azure, os.environ), client, block_bytes)
+    store = AzureStore(make_requests(name, settings), block_bytes)
     options = PartsOptions(
         name=name.blob.rpartition("/")[2],
         part_bytes=block_bytes,
@@ -40,3 +42,29 @@ def make_sink(url: str, settings: Settings, journal: Journal | None = None) -> P
         overwrite=settings.dump.overwrite,
     )
     return PartsSink(store, options, settings.net, journal)
+
+
+def make_stored(url: str, settings: Settings) -> AzureStored:
+    """A dump that is kept there, to be verified.
+
+    Raises:
+        UsageError: the URL names no blob, or the environment no account.
+    """
+    from stages.sink.azure_stored import AzureStored
+
+    return AzureStored(make_requests(parse_az_url(url), settings))
+
+
+def make_probe(url: str, settings: Settings) -> PartStore:
+    """The store, to measure how fast it takes blocks.
+
+    Raises:
+        UsageError: the URL names no blob, or the environment no account.
+    """
+    return AzureStore(make_requests(parse_az_url(url), settings))
+
+
+def make_requests(name: BlobName, settings: Settings) -> AzureRequests:
+    """Authorised requests about `name`."""
+    client = WebClient(str(name), settings.net, TokenBucket(settings.net.rate_limit))
+    return AzureRequests(name, find_account(settings.azure, os.environ), client)

@@ -15,44 +15,24 @@ import hashlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
 from pipeline.errors import SinkError
-from stages.sink.azure_account import AzureAccount, BlobName
+from stages.sink.azure_requests import AzureRefusedError, AzureRequests, refusal
 from stages.sink.manifest import SUFFIX
 from stages.sink.part_store import Seal, SentPart, UploadGoneError
 from stages.sink.parts import Part, PartLimits
-from stages.sink.retry import TransientError
-from stages.sink.xml_answer import parse_error, parse_xml
-
-if TYPE_CHECKING:
-    from stages.sink.web_client import Answer, WebClient
+from stages.sink.xml_answer import parse_xml
 
 _MIB: Final = 1 << 20
 # 50,000 are allowed, but manifests list 10,000 pieces.
 LIMITS: Final = PartLimits(least_bytes=4 * _MIB, most_bytes=4000 * _MIB, most_parts=10_000)
 _RUN_KEY: Final = "x-ms-meta-dumpstream_run"
 _COMPLETE_PATIENCE_S: Final = 600.0
-_TRANSIENT: Final = frozenset({"InternalError", "Md5Mismatch", "OperationTimedOut", "ServerBusy"})
-_WORDS: Final = {
-    "AuthenticationFailed": "wrong key, or the signature has expired",
-    "AuthorizationFailure": "this network or account may not write there",
-    "AuthorizationPermissionMismatch": "the signature does not allow writing",
-    "ContainerNotFound": "there is no such container",
-    "InvalidAuthenticationInfo": "wrong key or signature",
-}
 _DONE_BEFORE: Final = frozenset({"BlobAlreadyExists", "ConditionNotMet", "InvalidBlockList"})
 """What a repeated commit is answered with when the first one succeeded."""
-
-
-class AzureRefusedError(SinkError):
-    """The service understood and said no."""
-
-    def __init__(self, problem: str, code: str) -> None:
-        self.code = code
-        super().__init__(problem)
 
 
 class AzureStore:
@@ -60,18 +40,14 @@ class AzureStore:
 
     def __init__(
         self,
-        name: BlobName,
-        account: AzureAccount,
-        client: WebClient,
+        requests: AzureRequests,
         block_bytes: int | None = None,
     ) -> None:
         """`block_bytes`: smallest block to send, None for the default."""
-        self.target = str(name)
+        self.target = requests.target
+        self._requests = requests
         least = LIMITS.least_bytes if block_bytes is None else block_bytes
         self.limits = PartLimits(least, LIMITS.most_bytes, LIMITS.most_parts)
-        self._name = name
-        self._account = account
-        self._client = client
         self._run = secrets.token_hex(8)
         self._overwrite = False
         self._put_a_manifest = False
@@ -79,14 +55,14 @@ class AzureStore:
 
     async def open(self, *, overwrite: bool) -> None:
         self._overwrite = overwrite
-        answer = await self._call("HEAD")
+        answer = await self._requests.call("HEAD")
         if answer.is_good and not overwrite:
             raise SinkError(f"{self.target}: exists; -f overwrites it")
         missing = answer.headers.get("x-ms-error-code") == "ContainerNotFound"
         # Without the right to read, 403 says nothing about the right to write.
-        may_write_only = answer.status == 403 and self._account.sas is not None
+        may_write_only = answer.status == 403 and self._requests.has_signature
         if not answer.is_good and (missing or (answer.status != 404 and not may_write_only)):
-            raise self._refusal("look for the blob", answer)
+            raise refusal(self.target, "look for the blob", answer)
 
     async def begin(self) -> str:
         return self._run
@@ -94,7 +70,7 @@ class AzureStore:
     async def resume(self, upload_id: str) -> Mapping[int, str] | None:
         self._run = upload_id
         try:
-            answer = await self._good(
+            answer = await self._requests.good(
                 "list the blocks", "GET", "comp=blocklist&blocklisttype=uncommitted"
             )
         except AzureRefusedError as error:
@@ -128,7 +104,7 @@ class AzureStore:
 
     async def put_part(self, part: Part, data: memoryview, seal: Seal) -> str:
         block_id = self._block_id(part.number)
-        await self._good(
+        await self._requests.good(
             f"block {part.number}",
             "PUT",
             f"blockid={quote(block_id, safe='')}&comp=block",
@@ -137,6 +113,9 @@ class AzureStore:
         )
         return block_id
 
+    def marks(self, _parts: Sequence[SentPart]) -> Mapping[str, str]:
+        return {}
+
     async def put_manifest(self, data: bytes) -> None:
         self._put_a_manifest = True
         headers = {
@@ -144,7 +123,7 @@ class AzureStore:
             "content-type": "application/json",
             "x-ms-blob-type": "BlockBlob",
         }
-        await self._good("store the manifest", "PUT", "", headers, data, suffix=SUFFIX)
+        await self._requests.good("store the manifest", "PUT", "", headers, data, suffix=SUFFIX)
 
     async def complete(self, parts: Sequence[SentPart]) -> None:
         listed = "".join(f"<Uncommitted>{escape(sent.tag)}</Uncommitted>" for sent in parts)
@@ -158,7 +137,7 @@ class AzureStore:
         if not self._overwrite:
             headers["if-none-match"] = "*"
         try:
-            await self._good(
+            await self._requests.good(
                 "commit the blocks",
                 "PUT",
                 "comp=blocklist",
@@ -174,69 +153,27 @@ class AzureStore:
 
     async def confirm(self, parts: Sequence[SentPart]) -> None:
         size = sum(sent.part.n_bytes for sent in parts)
-        head = await self._call("HEAD")
+        head = await self._requests.call("HEAD")
         is_ours = head.is_good and head.headers.get(_RUN_KEY) == self._run
         if self._doubt is not None and not is_ours:
             if self._doubt.code != "InvalidBlockList":
                 problem = f"{self.target}: exists since the upload began; -f overwrites it"
                 raise SinkError(problem) from self._doubt
             raise self._doubt
-        if head.status == 403 and self._account.sas is not None:
+        if head.status == 403 and self._requests.has_signature:
             return  # may write, may not look
         if not head.is_good:
-            raise self._refusal("look for the blob", head)
+            raise refusal(self.target, "look for the blob", head)
         if head.headers.get("content-length") != str(size):
             seen = head.headers.get("content-length")
             raise SinkError(f"{self.target}: {seen} bytes are stored, {size} were sent")
 
     async def abort(self) -> None:
-        if self._put_a_manifest and not (await self._call("HEAD")).is_good:
-            await self._call("DELETE", suffix=SUFFIX)
+        if self._put_a_manifest and not (await self._requests.call("HEAD")).is_good:
+            await self._requests.call("DELETE", suffix=SUFFIX)
 
     async def close(self) -> None:
-        await self._client.close()
-
-    async def _good(
-        self,
-        what: str,
-        method: str,
-        query: str = "",
-        headers: Mapping[str, str] | None = None,
-        body: bytes | memoryview = b"",
-        *,
-        suffix: str = "",
-        patience_s: float = 0,
-    ) -> Answer:
-        answer = await self._call(
-            method, query, headers, body, suffix=suffix, patience_s=patience_s
-        )
-        if not answer.is_good:
-            raise self._refusal(what, answer)
-        return answer
-
-    async def _call(
-        self,
-        method: str,
-        query: str = "",
-        headers: Mapping[str, str] | None = None,
-        body: bytes | memoryview = b"",
-        *,
-        suffix: str = "",
-        patience_s: float = 0,
-    ) -> Answer:
-        url = self._account.url(self._name.container, self._name.blob + suffix)
-        url = f"{url}?{query}" if query else url
-        url, signed = self._account.authorise(method, url, headers or {}, len(body))
-        return await self._client.call(method, url, signed, body, patience_s=patience_s)
-
-    def _refusal(self, what: str, answer: Answer) -> SinkError:
-        said = parse_error(answer.body)
-        code = said.code or answer.headers.get("x-ms-error-code", "")
-        words = _WORDS.get(code) or f"{code}: {said.message}".strip(": ") or "refused"
-        problem = f"{self.target}: {what}: {words} (HTTP {answer.status})"
-        if answer.is_transient or code in _TRANSIENT:
-            return TransientError(problem, answer.retry_after_s)
-        return AzureRefusedError(problem, code)
+        await self._requests.close()
 
 
 def _md5(data: bytes | memoryview) -> str:

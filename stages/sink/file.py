@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from typing import Protocol
+from typing import Final, Protocol
 
+import anyio
+import anyio.lowlevel
 import anyio.to_thread
 
 from pipeline.errors import TornStreamError
 from pipeline.flow.channel import Inbox
-from pipeline.flow.items import Chunk, EndOfDump, HeadOrder, Outline, Receipt
+from pipeline.flow.items import Chunk, ChunkKind, EndOfDump, HeadOrder, Outline, Receipt
 from stages.sink.partial_file import PartialFile
+
+
+_INLINE_BYTES: Final = 4 << 20
+_FAST_S: Final = 0.004
+"""A write that took longer was not just a copy; the hop itself takes a twentieth of it."""
 
 
 class PositionedWriter(Protocol):
@@ -30,10 +37,25 @@ class PositionedWriter(Protocol):
 
 
 class PwriteWriter:
-    """`os.pwrite` in a worker thread: one hop a chunk, no file position to share."""
+    """`os.pwrite`: where it takes no longer than a memory copy, without a hop to a thread.
+
+    The page cache takes 400 KiB in 0.1 ms, which is less than the hop and back (110-170 us and the
+    wake-ups of both sides; 60 ms of a 0.57 s dump). A write that was slow (throttled, a network
+    file system) sends those after it to a thread, until they are fast again: the event loop is
+    never held up twice.
+    """
+
+    def __init__(self) -> None:
+        self._is_fast = True
 
     async def write(self, fd: int, data: memoryview, offset: int) -> None:
-        await anyio.to_thread.run_sync(_pwrite_all, fd, data, offset)
+        started = time.perf_counter()
+        if self._is_fast and len(data) <= _INLINE_BYTES:
+            _pwrite_all(fd, data, offset)
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+        else:
+            await anyio.to_thread.run_sync(_pwrite_all, fd, data, offset)
+        self._is_fast = time.perf_counter() - started < _FAST_S
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -108,7 +130,7 @@ class FileSink:
         self._file.commit()
 
     async def abort(self) -> str | None:
-        with suppress(OSError):
+        with anyio.CancelScope(shield=True), suppress(OSError):
             await self._writer.close()
         if not (self._has_head and self._has_pages):
             self._file.discard()

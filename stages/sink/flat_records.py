@@ -37,7 +37,6 @@ class FlatRecords:
         Raises:
             TornStreamError: the chunks stopped before the end of the dump.
         """
-        yield [memoryview(HEADER)]
         async for item in self._inbox:
             if isinstance(item, EndOfDump):
                 self.totals = item.totals
@@ -45,6 +44,7 @@ class FlatRecords:
             if self._see is not None:
                 self._see(item)
             if isinstance(item, Outline):
+                yield [memoryview(HEADER)]
                 continue
             if item.n_bytes:
                 head = record_header(item.offset, item.n_bytes)

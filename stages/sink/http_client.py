@@ -22,7 +22,11 @@ class StreamingClient(WebClient):
         import httpx2
 
         request = self._open().build_request(
-            method, url, headers=dict(headers), content=self._paced(stream), timeout=self._timeout(0)
+            method,
+            url,
+            headers=dict(headers),
+            content=self._paced(stream),
+            timeout=self._timeout(0),
         )
         try:
             answer = await self._open().send(request, stream=True)

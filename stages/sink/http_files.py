@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 from pipeline.errors import SinkError
+from stages.sink.http_client import StreamingClient
 from stages.sink.http_url import HttpTarget
 from stages.sink.retry import TransientError
-from stages.sink.web_client import Answer, WebClient
+from stages.sink.web_client import Answer
 
 _UNABLE: Final = frozenset({400, 405, 411, 416, 422, 501})
 """What servers say to a method or header that they do not know."""
@@ -32,7 +33,7 @@ class HttpFiles:
     """Requests about a dump and its neighbours, which have its name and a suffix."""
 
     def __init__(
-        self, target: HttpTarget, client: WebClient, credentials: Mapping[str, str]
+        self, target: HttpTarget, client: StreamingClient, credentials: Mapping[str, str]
     ) -> None:
         self.target = target
         self._client = client
@@ -59,6 +60,19 @@ class HttpFiles:
     async def put(self, suffix: str, data: bytes = b"") -> None:
         """Make a file, over one that is there."""
         self._require(await self._call("PUT", suffix, {}, data), "write", suffix)
+
+    async def try_put(self, suffix: str, data: bytes) -> None:
+        """Make a file, to see whether the server takes any.
+
+        Raises:
+            SinkError: it does not. That is what 500 means here: nginx says it when the directory
+                is missing or closed to it.
+        """
+        answer = await self._call("PUT", suffix, {}, data)
+        if answer.status == 500:
+            hint = "the server failed; is the directory there, and may it write?"
+            raise SinkError(f"{self.target.show(suffix)}: write: {hint} (HTTP 500)")
+        self._require(answer, "write", suffix)
 
     async def put_range(self, suffix: str, offset: int, data: bytes | memoryview) -> None:
         """Write into a file that is there."""

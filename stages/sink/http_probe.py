@@ -7,6 +7,7 @@ with the square of its size (1 GB in pieces of 16 MiB: 28 MB/s and falling, agai
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -15,12 +16,14 @@ import anyio
 
 from pipeline.errors import SinkError
 from stages.sink.http_files import CannotReadError, HttpFiles
-from stages.sink.http_url import PARTIAL, PROBE
+from stages.sink.http_url import PROBE
 
 _MARK: Final = b"dumpstream"
 _FAR: Final = 64 << 20
 """Far enough that copying what lies before it takes longer than a request does."""
+_MOVED: Final = f"{PROBE}2"
 _TRIES: Final = 3
+_CLEAN_S: Final = 5.0
 _COPY_RATE: Final = 8 << 30
 """Bytes a second that no server copies a file with."""
 
@@ -47,31 +50,30 @@ class Abilities:
     reads: bool
 
 
-async def probe(files: HttpFiles, *, overwrite: bool) -> Abilities:
+async def probe(files: HttpFiles) -> Abilities:
     """Write, move and remove a small file next to the dump, whose directory must be there.
 
     Raises:
         SinkError: the server refuses to take anything.
     """
-    await files.put(PROBE, _MARK)
+    await files.try_put(PROBE, _MARK)
     try:
         reads = await _reads(files)
         ranges = await _ranges(files) if reads else Ranges.NONE
-        moves = await files.can_move(PROBE, PARTIAL, overwrite=overwrite)
-    except BaseException:
-        await _remove(files, PROBE)
+        moves = await files.can_move(PROBE, _MOVED, overwrite=True)
+        await _remove(files, _MOVED if moves else PROBE)
+    except BaseException:  # an answer may have been lost, so nobody knows which of them is there
+        with anyio.move_on_after(_CLEAN_S, shield=True):
+            for suffix in (PROBE, _MOVED):
+                await _remove(files, suffix)
         raise
-    await _remove(files, PARTIAL if moves else PROBE)
     return Abilities(ranges, moves, reads)
 
 
 async def _remove(files: HttpFiles, suffix: str) -> None:
-    """Leave nothing; a server that does not let us remove keeps an empty file."""
-    with anyio.move_on_after(5, shield=True):
-        try:
-            await files.delete(suffix)
-        except SinkError:
-            return
+    """A server that does not let us remove keeps a small file."""
+    with suppress(SinkError):
+        await files.delete(suffix)
 
 
 async def _reads(files: HttpFiles) -> bool:

@@ -89,7 +89,9 @@ class HttpStreamSink:
         if self._reads:
             await retry(self._check, self._policy)
         else:
-            log_event("dump_not_read_back", "warning", target=where, why="the server does not let us")
+            log_event(
+                "dump_not_read_back", "warning", target=where, why="the server does not let us"
+            )
         return Receipt(self._files.target.show(), self._n_sent, time.perf_counter() - started)
 
     async def _body(self, inbox: Inbox[Outline | Chunk | EndOfDump]) -> AsyncGenerator[bytes, None]:
@@ -105,7 +107,6 @@ class HttpStreamSink:
     def _see(self, item: Outline | Chunk) -> None:
         if isinstance(item, Outline):
             self._digests = PieceDigests(0, piece_bytes_for(item.most_bytes))
-            ...
 
     def _passing(self, view: memoryview) -> bytes:
         """A copy of `view` for the connection; digested and counted."""
@@ -144,10 +145,9 @@ class HttpStreamSink:
         await self._files.close()
 
     async def _move(self) -> None:
-        if await self._files.size(self._suffix) is None:
-            if await self._files.size("") == self._n_sent:
-                return  # a try whose answer was lost
-        await self._files.move(self._suffix, "", overwrite=self._overwrite)
+        is_moved = self._reads and await self._files.size(self._suffix) is None
+        if not is_moved:  # by a try whose answer was lost
+            await self._files.move(self._suffix, "", overwrite=self._overwrite)
 
     async def abort(self) -> str | None:
         with anyio.move_on_after(_ABORT_S, shield=True), suppress(Exception):

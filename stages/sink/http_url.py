@@ -1,4 +1,4 @@
-"""Targets spelt ``http(s)://host[:port]/path[?query]``; a query may be a secret and is never shown."""
+"""Targets spelt ``http(s)://host[:port]/path[?query]``; the query may be a secret, never shown."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ refused. `docs/formats.md` describes every key; `stages.sink.digest` how to reco
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -105,6 +105,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
         name: of the dump, without a path.
         size: bytes of the stored object or file.
         form: ``flattened`` and ``encrypted`` are not read by crash as they are.
+        stored: checksums that the store keeps of the whole object (``sha256``, ``crc32c``,
+            ``etag``), as it spells them; what `verify` compares without downloading.
         written_by: program and version.
         finished: RFC 3339, UTC.
     """
@@ -118,6 +120,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     facts: DumpFacts
     written_by: str
     finished: str
+    stored: dict[str, str] = field(default_factory=dict)
 
     def pack(self) -> bytes:
         """The file's bytes."""
@@ -128,7 +131,13 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
 
 def build_manifest(
-    *, name: str, form: Form, pieces: Sequence[Piece], totals: Totals, facts: DumpFacts
+    *,
+    name: str,
+    form: Form,
+    pieces: Sequence[Piece],
+    totals: Totals,
+    facts: DumpFacts,
+    stored: Mapping[str, str] | None = None,
 ) -> Manifest:
     """The manifest of a dump whose bytes are all acknowledged; `pieces` must be ascending."""
     from pipeline.obs.version import own_version
@@ -142,6 +151,7 @@ def build_manifest(
         facts=facts,
         written_by=f"dumpstream {own_version()}",
         finished=now_text(),
+        stored=dict(stored or {}),
     )
 
 

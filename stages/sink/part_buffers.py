@@ -10,8 +10,8 @@ import anyio
 class PartBuffers:
     """Hands out buffers of zeros, `n_buffers` at a time at most.
 
-    Giving one back frees its memory at once, whatever still refers to it: requests and answers of an
-    HTTP library refer to each other, and the garbage collector comes when it likes.
+    Giving one back frees its memory at once, whatever still refers to it: requests and answers of
+    an HTTP library refer to each other, and the garbage collector comes when it likes.
     """
 
     def __init__(self, n_buffers: int) -> None:

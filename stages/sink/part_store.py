@@ -48,9 +48,9 @@ class SentPart:
 class PartStore(Protocol):
     """One object that is being uploaded. Nothing is visible under its name before `complete`.
 
-    Every method but `seal` and `close` raises `TransientError` where another attempt may succeed
-    and `SinkError` where it may not; the caller retries. All may be called again after a success
-    whose answer was lost.
+    Every method but `seal`, `marks` and `close` raises `TransientError` where another attempt may
+    succeed and `SinkError` where it may not; the caller retries. All may be called again after a
+    success whose answer was lost.
     """
 
     target: str
@@ -80,6 +80,10 @@ class PartStore(Protocol):
 
     async def put_part(self, part: Part, data: memoryview, seal: Seal) -> str:
         """Send one part; its tag. `data` must not change until this returns."""
+
+    def marks(self, parts: Sequence[SentPart]) -> Mapping[str, str]:
+        """The checksums that the store will keep of the object; for the manifest."""
+        ...
 
     async def put_manifest(self, data: bytes) -> None:
         """Store the manifest next to the object."""

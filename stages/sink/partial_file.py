@@ -55,6 +55,14 @@ class PartialFile:
         except OSError as error:
             raise self.failure(error) from error
 
+    def would_replace(self, other: str) -> bool:
+        """Whether `other` is the file that stands under one of the two names."""
+        for path in (self.path, self.partial):
+            with contextlib.suppress(OSError):
+                if path.samefile(other):
+                    return True
+        return False
+
     def _check_free(self, path: Path) -> None:
         """Refuse to put a file where something stands that is not ours to replace."""
         try:

@@ -188,6 +188,7 @@ class PartsSink:
             pieces=[sent.piece for sent in parts],
             totals=self._totals,
             facts=self._facts,
+            stored=self._store.marks(parts),
         )
         await self._try(partial(self._store.put_manifest, manifest.pack()))
         await self._try(partial(self._store.complete, parts))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.config.targets import NetSettings, S3Settings
     from stages.sink.journal import Journal
     from stages.sink.part_store import PartStore
+    from stages.sink.s3_stored import S3Stored
 
 
 def make_sink(url: str, settings: Settings, journal: Journal | None = None) -> PartsSink:
@@ -41,6 +42,28 @@ def make_sink(url: str, settings: Settings, journal: Journal | None = None) -> P
         overwrite=settings.dump.overwrite,
     )
     return PartsSink(make_store(name, settings.s3, settings.net), options, settings.net, journal)
+
+
+def make_stored(url: str, settings: Settings) -> S3Stored:
+    """A dump that is kept there, to be verified.
+
+    Raises:
+        UsageError: the URL names no object.
+    """
+    from stages.sink.s3_stored import S3Stored
+
+    name = parse_s3_url(url)
+    client = WebClient(str(name), settings.net, TokenBucket(settings.net.rate_limit))
+    return S3Stored(make_requests(name, settings.s3, client))
+
+
+def make_probe(url: str, settings: Settings) -> PartStore:
+    """The store, to measure how fast it takes parts.
+
+    Raises:
+        UsageError: the URL names no object.
+    """
+    return make_store(parse_s3_url(url), settings.s3, settings.net)
 
 
 def make_store(name: S3Name, s3: S3Settings, net: NetSettings) -> PartStore:

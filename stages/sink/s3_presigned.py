@@ -35,7 +35,7 @@ from stages.sink.part_store import Seal, SentPart, UploadGoneError
 from stages.sink.parts import Part, PartLimits
 from stages.sink.s3_errors import S3RefusedError, refusal
 from stages.sink.s3_location import S3Name
-from stages.sink.s3_store import LIMITS, check_md5_tag
+from stages.sink.s3_store import LIMITS, check_md5_tag, multipart_etag
 from stages.sink.s3_xml import CompletedPart, complete_document, is_error, parse_parts
 
 if TYPE_CHECKING:
@@ -148,6 +148,10 @@ class PresignedStore:
         if not _is_web(url):
             raise SinkError(f"{self.target}: {what}: the answer is no URL")
         return url
+
+    def marks(self, parts: Sequence[SentPart]) -> Mapping[str, str]:
+        etag = multipart_etag([one.tag for one in parts])
+        return {"etag": etag} if etag else {}
 
     async def put_manifest(self, data: bytes) -> None:
         if self._urls.manifest is not None:

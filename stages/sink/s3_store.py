@@ -157,6 +157,13 @@ class S3Store:
             raise TransientError(f"{self.target}: {what}: stored with checksum {stored}")
         return etag
 
+    def marks(self, parts: Sequence[SentPart]) -> Mapping[str, str]:
+        found: dict[str, str] = {}
+        if self._checksum != "none":
+            found[self._checksum] = composite_checksum([one.seal.check for one in parts])
+        found["etag"] = multipart_etag([one.tag for one in parts])
+        return {name: value for name, value in found.items() if value}
+
     async def put_manifest(self, data: bytes) -> None:
         self._put_a_manifest = True
         await self._requests.good(
@@ -239,6 +246,15 @@ async def check_md5_tag(target: str, what: str, etag: str, data: memoryview) -> 
     digest = await anyio.to_thread.run_sync(partial(hashlib.md5, data, usedforsecurity=False))
     if digest.hexdigest() != seen:
         raise TransientError(f"{target}: {what}: stored with MD5 {seen}")
+
+
+def multipart_etag(tags: Sequence[str]) -> str:
+    """What most servers call the object: the MD5 over the parts' MD5s, and their number."""
+    plain = [tag.strip('"').lower() for tag in tags]
+    if not plain or not all(re.fullmatch("[0-9a-f]{32}", tag) for tag in plain):
+        return ""
+    digest = hashlib.md5(bytes.fromhex("".join(plain)), usedforsecurity=False)
+    return f"{digest.hexdigest()}-{len(plain)}"
 
 
 def composite_checksum(checks: Sequence[str]) -> str:

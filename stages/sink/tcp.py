@@ -39,7 +39,7 @@ _RECORD: Final = "tcp_upload"
 
 
 def make_sink(
-    url: str, settings: Settings, *, journal: Journal | None = None, form: Form = "kdump"
+    url: str, settings: Settings, journal: Journal | None = None, *, form: Form = "kdump"
 ) -> TcpSink:
     """The sink for `url`.
 
@@ -60,7 +60,7 @@ def make_sink(
         policy=RetryPolicy.of(net),
         window_bytes=tcp.window_bytes,
         stall_s=net.stall_timeout_s,
-        heartbeat_s=tcp.heartbeat_s,
+        heartbeat_s=min(tcp.heartbeat_s, net.stall_timeout_s / 3),
         rate=net.rate_limit,
     )
     return TcpSink(
@@ -202,6 +202,7 @@ class TcpSink:
             self._journal.remove()
 
     async def abort(self) -> str | None:
+        await self.sender.close()
         n_there = self.sender.window.acknowledged
         if not n_there:
             with anyio.move_on_after(_ABORT_S, shield=True):

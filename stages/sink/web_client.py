@@ -31,6 +31,11 @@ _MAX_ANSWER: Final = 8 << 20
 """Larger than any list or manifest; a server must not fill our memory."""
 _TRANSIENT_STATUSES: Final = frozenset({408, 429, 500, 502, 503, 504})
 _MAX_RETRY_AFTER_S: Final = 120.0
+_TCP_NOTSENT_LOWAT: Final = 25  # linux/tcp.h; the socket module does not have it
+_MAX_UNSENT: Final = 256 << 10
+_MAX_PATIENCE: Final = 8
+"""A server that answered late is given up to so many times longer: retries that come too early
+would load a slow link with more than it carries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ class WebClient:
         self._net = net
         self._bucket = bucket
         self._client: httpx2.AsyncClient | None = None
+        self._patience = 1
 
     async def call(
         self,
@@ -91,7 +97,7 @@ class WebClient:
         """
         import httpx2
 
-        client = self._open()
+        client = self._open(url)
         timeout = self._timeout(patience_s)
         request = client.build_request(
             method,
@@ -130,13 +136,13 @@ class WebClient:
         return httpx2.Timeout(
             connect=self._net.connect_timeout_s,
             write=stall,
-            read=max(stall, patience_s),
+            read=max(stall * self._patience, patience_s),
             pool=None,
         )
 
-    def _open(self) -> httpx2.AsyncClient:
+    def _open(self, url: str = "") -> httpx2.AsyncClient:
         if self._client is None:
-            self._client = _make_client(self._net)
+            self._client = _make_client(self._net, url)
         return self._client
 
     def _failure(self, host: str, error: Exception) -> SinkError:
@@ -155,7 +161,8 @@ class WebClient:
             case httpx2.WriteTimeout():
                 why = f"it took nothing for {stall:g} s"
             case httpx2.ReadTimeout():
-                why = f"no answer for {stall:g} s"
+                why = f"no answer for {stall * self._patience:g} s"
+                self._patience = min(self._patience * 2, _MAX_PATIENCE)
             case _:
                 why = _reason(error)
         return TransientError(f"{self._target}: {host}: {why}")
@@ -168,7 +175,7 @@ class WebClient:
                 await client.aclose()
 
 
-def _make_client(net: NetSettings) -> httpx2.AsyncClient:
+def _make_client(net: NetSettings, url: str) -> httpx2.AsyncClient:
     try:
         import httpx2
     except ImportError as error:
@@ -176,11 +183,36 @@ def _make_client(net: NetSettings) -> httpx2.AsyncClient:
     # Its request log has whole URLs, and a presigned URL is a secret.
     for name in ("httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    return httpx2.AsyncClient(
+    transport = httpx2.AsyncHTTPTransport(
         verify=tls_context(net),
         limits=httpx2.Limits(max_connections=net.concurrency + 1),
-        follow_redirects=False,
+        socket_options=_socket_options(net),
+        proxy=_proxy(url),
     )
+    return httpx2.AsyncClient(transport=transport, follow_redirects=False)
+
+
+def _socket_options(net: NetSettings) -> list[tuple[int, int, int]]:
+    """Have a write mean that bytes left, so that a slow link is not taken for a dead one.
+
+    By itself the kernel takes megabytes at once; on a slow link the wait for the answer would then
+    hold most of the transfer.
+    """
+    stall_ms = int(net.stall_timeout_s * 1000)
+    return [
+        (socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _MAX_UNSENT),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms),
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    ]
+
+
+def _proxy(url: str) -> str | None:
+    """The HTTP proxy that the environment names for `url`."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def tls_context(net: NetSettings) -> ssl.SSLContext:

@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 
 from pipeline.errors import DumpError, FormatError, MissingInfoError
-from stages.arch.layout import KernelLayout
+from stages.arch.layout import KernelLayout, LinearMap
+from stages.arch.paging import ADDRESS_LIMIT, Window
 from stages.arch.select import Arch, arch_for
 from stages.cache.pages import PageReader
 from stages.formats.vmcoreinfo import VmcoreInfo
@@ -41,7 +42,7 @@ class Kernel(VirtualMemory):
     def __init__(
         self, info: VmcoreInfo, arch: Arch, layout: KernelLayout, pages: PageReader
     ) -> None:
-        space = KernelSpace(layout.form, layout.root, pages)
+        space = KernelSpace(layout.form, layout.root, pages, direct=layout.direct)
         super().__init__(space, pages, arch.byte_order)
         self.info = info
         self.arch = arch
@@ -51,8 +52,17 @@ class Kernel(VirtualMemory):
 
     @property
     def phys_base(self) -> int:
-        """Bytes by which the kernel text was moved in physical memory; may be negative."""
+        """Bytes by which the kernel text was moved in physical memory; may be negative.
+
+        What dumps carry under that name differs on some architectures, see `KernelLayout`.
+        """
         return self.layout.phys_base
+
+    @property
+    def memory_start(self) -> int:
+        """Physical address where the direct map starts: 0 unless the architecture says so."""
+        linear = self.layout.direct_map
+        return linear.paddr if isinstance(linear, LinearMap) else 0
 
     async def utsname(self) -> bytes:
         """The kernel's struct new_utsname, `UTSNAME_BYTES`.
@@ -94,6 +104,10 @@ async def open_kernel(image: Image, reader: PageReader) -> Kernel:
     page_size = 1 << kernels[0].layout.form.page_bits
     if not page_size == info.page_size == reader.page_size:
         raise FormatError("vmcoreinfo", None, "PAGESIZE", info.page_size, f"{page_size}")
+    if getattr(reader, "hint", None) is not None:
+        from stages.translator.ahead import look_ahead
+
+        await look_ahead(kernels[0], reader)
     kernel = await _most_credible(kernels)
     kernel.page_offset = await _find_page_offset(kernel, image)
     return kernel
@@ -108,7 +122,8 @@ async def _most_credible(kernels: list[Kernel]) -> Kernel:
             kernel.warnings += doubts
             return kernel
         doubts.append(
-            f"phys_base {kernel.phys_base:#x} from {kernel.layout.phys_base_from}: {doubt}"
+            f"{kernel.layout.form.name} with its top table at {kernel.layout.root:#x}, phys_base "
+            f"{kernel.phys_base:#x} from {kernel.layout.phys_base_from}: {doubt}"
         )
     kernels[0].warnings += doubts[:1]
     return kernels[0]
@@ -117,6 +132,8 @@ async def _most_credible(kernels: list[Kernel]) -> Kernel:
 async def _doubt(kernel: Kernel) -> str | None:
     """Why the translation can't be trusted, None when it finds the right utsname."""
     try:
+        if kernel.layout.mapped is not None:
+            await kernel.read(kernel.layout.mapped, 1)
         utsname = await kernel.utsname()
     except DumpError as error:
         return str(error)
@@ -129,15 +146,22 @@ async def _doubt(kernel: Kernel) -> str | None:
 
 async def _find_page_offset(kernel: Kernel, image: Image) -> int | None:
     """Start of the direct map: the first guess by which the top table is found through it."""
+    where = kernel.layout.direct_map
+    if isinstance(where, LinearMap):
+        return where.vaddr if await _maps_top_table(kernel, where) else None
+    if where is None:
+        return None
     for guess in kernel.arch.page_offsets(image.info):
-        if await _maps_top_table(kernel, guess):
+        if await _maps_top_table(kernel, LinearMap(guess, 0)):
             return guess
-    first = await _first_mapped(kernel)
-    return first if first is not None and await _maps_top_table(kernel, first) else None
+    first = await _first_mapped(kernel, where)
+    if first is not None and await _maps_top_table(kernel, LinearMap(first, 0)):
+        return first
+    return None
 
 
-async def _first_mapped(kernel: Kernel) -> int | None:
-    first, last = kernel.layout.direct_map
+async def _first_mapped(kernel: Kernel, window: Window) -> int | None:
+    first, last = window
     runs = kernel.translator.iter_runs(first, last - first + 1, max_tables=_PROBE_TABLES)
     try:
         async with aclosing(runs):
@@ -149,11 +173,10 @@ async def _first_mapped(kernel: Kernel) -> int | None:
     return None
 
 
-async def _maps_top_table(kernel: Kernel, page_offset: int) -> bool:
+async def _maps_top_table(kernel: Kernel, linear: LinearMap) -> bool:
     root = kernel.layout.root
-    if not 0 <= page_offset <= (1 << 64) - 1 - root:
+    vaddr = (linear.vaddr + root - linear.paddr) & (ADDRESS_LIMIT - 1)
+    if not 0 <= linear.vaddr <= vaddr:
         return False
-    paddrs, good = await kernel.translator.translate(
-        np.array([page_offset + root], dtype=np.uint64)
-    )
+    paddrs, good = await kernel.translator.translate(np.array([vaddr], dtype=np.uint64))
     return bool(good[0]) and int(paddrs[0]) == root

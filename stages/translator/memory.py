@@ -123,7 +123,8 @@ class VirtualMemory:
             walk = await self.translator.explain(vaddr)
             if walk.problem is not None:
                 raise walk.problem
-        raise MissingPageError(int(pages.pfns[bad]), "not in the image")
+        pfn = int(pages.pfns[bad])
+        raise MissingPageError(pfn, "not in the image", page_size=self.page_size)
 
     async def _load(self, numbers: AddrArray) -> _Pages:
         """Pages by virtual page number, uint64[n]."""

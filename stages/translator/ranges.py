@@ -32,6 +32,9 @@ _MAX_ENTRIES: Final = 1 << 15
 """Entries read at once, which keeps a row under 1 MiB. The first batch is one table, and each next
 one twice as large, so that little is read for somebody who takes only the first run."""
 
+MAX_EXPECTED: Final = 64
+"""Tables announced ahead of those that are being looked into."""
+
 
 class PhysRun(NamedTuple):
     """A piece of a virtual range: `n_bytes` from `vaddr` lie at `paddr`, or nowhere (None)."""
@@ -101,6 +104,7 @@ async def iter_runs(
         head, rest = _split(row, in_tables, batch)
         if len(rest.vaddrs):
             pending.append((depth, rest))
+            tables.expect(rest.addrs[rest.kinds == EntryKind.TABLE][:MAX_EXPECTED])
         n_tables += min(len(in_tables), batch)
         batch *= 2
         if n_tables > max_tables:

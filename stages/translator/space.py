@@ -5,11 +5,14 @@ its kernel-physical address; where the two differ, `steps` lead from one to the 
 
     vaddr --walk--> machine address
     kernel-physical --steps--> machine address          (no steps: they are the same)
+
+Some architectures have windows that no table maps: there an address and its machine address differ
+by a constant.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from typing import Final, Protocol
 
@@ -17,10 +20,11 @@ import numpy as np
 
 from pipeline.errors import FormatError
 from pipeline.memory.addresses import AddrArray, BoolArray
-from stages.arch.paging import PagingForm
+from stages.arch.layout import DirectWindow
+from stages.arch.paging import ENTRY_BYTES, EntryKind, PagingForm, Window
 from stages.cache.pages import PageReader
 from stages.translator.explain import Walk, explain
-from stages.translator.ranges import MAX_TABLES, PhysRun, iter_runs, window_of
+from stages.translator.ranges import MAX_EXPECTED, MAX_TABLES, PhysRun, iter_runs, window_of
 from stages.translator.tables import TableReader
 from stages.translator.walk import walk
 
@@ -67,12 +71,20 @@ class KernelSpace:
     """Translates through the tables at `root`. It keeps nothing: table pages stay in the cache."""
 
     def __init__(
-        self, form: PagingForm, root: int, pages: PageReader, steps: Sequence[PhysStep] = ()
+        self,
+        form: PagingForm,
+        root: int,
+        pages: PageReader,
+        steps: Sequence[PhysStep] = (),
+        direct: Sequence[DirectWindow] = (),
     ) -> None:
+        """`direct` windows overlap neither each other nor those of `form`."""
         self.form = form
         self.root = root
         self.steps = tuple(steps)
-        self._tables = TableReader(pages, form.entry_order)
+        self.direct = tuple(sorted(direct))
+        tables: PageReader = getattr(pages, "tables", pages)  # a cache keeps tables longer
+        self._tables = TableReader(tables, form.entry_order)
 
     async def to_machine(self, paddrs: AddrArray) -> tuple[AddrArray, BoolArray]:
         """Machine addresses of kernel-physical ones (uint64[n]), and which of them exist."""
@@ -82,6 +94,22 @@ class KernelSpace:
             good &= exists
         return paddrs, good
 
+    async def expect_tables(self) -> None:
+        """Hints that the tables right below the top one, and below those, will be wanted.
+
+        Reads the top table and one level more; for readers that are slow to answer.
+        """
+        bases = np.array([await self._top_table()], dtype=np.uint64)
+        for depth in range(min(2, len(self.form.levels) - 1)):
+            slots = np.arange(1 << self.form.levels[depth].bits, dtype=np.uint64)
+            at = bases[:, None] + slots * np.uint64(ENTRY_BYTES)
+            entries, good = await self._tables.entries(at.reshape(-1))
+            kinds, addrs, _ = self.form.decode(depth, entries)
+            bases = np.unique(addrs[good & (kinds == EntryKind.TABLE)])[-MAX_EXPECTED:]
+            if not len(bases):
+                return
+            self._tables.expect(bases)
+
     async def _top_table(self) -> int:
         paddrs, good = await self.to_machine(np.array([self.root], dtype=np.uint64))
         if not good[0]:
@@ -90,7 +118,12 @@ class KernelSpace:
 
     async def translate(self, vaddrs: AddrArray) -> tuple[AddrArray, BoolArray]:
         walked = await walk(self.form, await self._top_table(), self._tables, vaddrs)
-        return walked.paddrs, walked.mapped
+        paddrs, mapped = walked.paddrs, walked.mapped
+        for first, last, paddr in self.direct:
+            inside = (vaddrs >= np.uint64(first)) & (vaddrs <= np.uint64(last))
+            paddrs = np.where(inside, vaddrs - np.uint64(first) + np.uint64(paddr), paddrs)
+            mapped = mapped | inside
+        return paddrs, mapped
 
     async def iter_runs(
         self, vaddr: int, n_bytes: int, *, max_tables: int = MAX_TABLES
@@ -99,10 +132,28 @@ class KernelSpace:
         if window is None:
             return
         root = await self._top_table()
-        runs = iter_runs(self.form, root, self._tables, window, max_tables=max_tables)
-        async with aclosing(runs):
-            async for run in runs:
-                yield run
+        for part, paddr in self._parts(window):
+            if paddr is not None:
+                yield PhysRun(part.first, paddr, part.last - part.first + 1)
+                continue
+            runs = iter_runs(self.form, root, self._tables, part, max_tables=max_tables)
+            async with aclosing(runs):
+                async for run in runs:
+                    yield run
+
+    def _parts(self, window: Window) -> Iterator[tuple[Window, int | None]]:
+        """`window` cut at direct windows, each piece with the address it lies at, None by table."""
+        at = window.first
+        for first, last, paddr in self.direct:
+            first_inside, last_inside = max(first, at), min(last, window.last)
+            if first_inside > last_inside:
+                continue
+            if first_inside > at:
+                yield Window(at, first_inside - 1), None
+            yield Window(first_inside, last_inside), paddr + first_inside - first
+            at = last_inside + 1
+        if at <= window.last:
+            yield Window(at, window.last), None
 
     async def runs(self, vaddr: int, n_bytes: int) -> list[PhysRun]:
         found: list[PhysRun] = []
@@ -115,5 +166,8 @@ class KernelSpace:
         return found
 
     async def explain(self, vaddr: int) -> Walk:
-        """Each step of the walk for one address."""
+        """Each step of the walk for one address; there are none in a direct window."""
+        for first, last, paddr in self.direct:
+            if first <= vaddr <= last:
+                return Walk(vaddr, (), vaddr - first + paddr, None)
         return await explain(self.form, await self._top_table(), self._tables, vaddr)

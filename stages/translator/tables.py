@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.memory.addresses import AddrArray, BoolArray
 from stages.arch.paging import ENTRY_BYTES
-from stages.cache.pages import PageReader
+from stages.cache.pages import PageReader, TablePages
 
 _MAX_REQUEST_BYTES: Final = 4 << 20
 """Table pages held at once. 1,024 tables of 4 KiB describe 2 GiB in single pages."""
@@ -26,8 +26,14 @@ def run_starts(values: AddrArray) -> NDArray[np.intp]:
 class TableReader:
     """Entries by physical address. `entry_order` is ``<`` or ``>``."""
 
-    pages: PageReader
+    pages: PageReader | TablePages
     entry_order: str
+
+    def expect(self, paddrs: AddrArray) -> None:
+        """Tables at `paddrs` (uint64[n]) will be looked into soon; a hint, which may be lost."""
+        hint = getattr(self.pages, "hint", None)
+        if hint is not None and len(paddrs):
+            hint(paddrs // np.uint64(self.pages.page_size))
 
     async def entries(self, paddrs: AddrArray) -> tuple[AddrArray, BoolArray]:
         """Entries at `paddrs` (uint64[n], multiples of 8; cheap when neighbours share a page).

@@ -1,6 +1,6 @@
 """The receiver's directory: which uploads lie there, whose they are, and who may begin another.
 
-Blocks, and is called from one worker thread at a time (`Receiver` holds a lock).
+Blocks, and may be called from several worker threads.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -34,6 +35,7 @@ class Depot:
         self._folder = folder
         self._limits = limits
         self._fd = -1
+        self._lock = threading.Lock()
         self._names: dict[str, str] = {}
         """Name of the unfinished upload, by hash of its token."""
         self.active: set[str] = set()
@@ -98,10 +100,13 @@ class Depot:
             RefusedError: the name is bad or taken, or the upload belongs to another peer.
             OSError: the directory cannot be read or written.
         """
-        token = _hashed(hello.token)
-        name = self._names.get(token)
-        if name is not None:
-            return self._resume(name, hello, peer)
+        with self._lock:
+            name = self._names.get(_hashed(hello.token))
+            if name is not None:
+                return self._resume(name, hello, peer)
+            return self._begin(hello, peer, host)
+
+    def _begin(self, hello: Hello, peer: str, host: str) -> UploadStore | None:
         if hello.finishing:
             if not self._exists(check_name(hello.name)):
                 raise RefusedError(f"{hello.name}: no such upload; make the dump again")
@@ -110,13 +115,13 @@ class Depot:
         self._make_way(name, hello)
         header = StateHeader(
             name=name,
-            token_sha256=token,
+            token_sha256=_hashed(hello.token),
             peer=peer,
             identity=hello.identity,
             created=now_text(),
         )
         store = UploadStore.create(self._fd, header)
-        self._names[token] = name
+        self._names[header.token_sha256] = name
         return self._keep_open(store)
 
     def _resume(self, name: str, hello: Hello, peer: str) -> UploadStore:
@@ -199,15 +204,17 @@ class Depot:
         return name
 
     def finished(self, store: UploadStore) -> None:
-        """`store` was committed or discarded."""
-        self._forget(store.name)
+        """`store` was committed."""
+        with self._lock:
+            self._forget(store.name)
 
     def discard(self, store: UploadStore) -> bool:
         """Remove an upload that holds nothing yet; True when it did."""
         if store.position:
             return False
-        store.discard()
-        self._forget(store.name)
+        with self._lock:
+            store.discard()
+            self._forget(store.name)
         return True
 
     def check_committed(self, name: str, trailer: Trailer) -> None:

@@ -42,6 +42,8 @@ class Link:
         self._stream = stream
         self._timeout_s = timeout_s
         self._parser = FrameParser(accepts)
+        self.n_received = 0
+        """Bytes."""
         self._frames: Iterator[Frame] = iter(())
         self._sending = anyio.Lock()
 
@@ -54,11 +56,12 @@ class Link:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with anyio.move_on_after(_CLOSE_S, shield=True):
-            try:
-                await self._stream.aclose()
-            except LOST:
-                return
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection; never raises, and takes a moment at most."""
+        with anyio.move_on_after(_CLOSE_S, shield=True), contextlib.suppress(*LOST):
+            await self._stream.aclose()
 
     async def send(self, frame: Frame) -> None:
         """Hand `frame` to the line; waits while that is full.
@@ -112,13 +115,15 @@ class Link:
 
     async def _receive_bytes(self) -> bytes:
         try:
-            return await self._stream.receive(_RECEIVE_BYTES)
+            data = await self._stream.receive(_RECEIVE_BYTES)
         except anyio.EndOfStream:
             if self._parser.between_frames:
                 raise LinkClosedError("the other end closed the connection") from None
             raise LinkLostError("the other end closed the connection in a frame") from None
         except LOST as error:
             raise LinkLostError(_why(error)) from error
+        self.n_received += len(data)
+        return data
 
 
 def _why(error: BaseException) -> str:

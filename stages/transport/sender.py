@@ -8,8 +8,8 @@ that listens.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -26,6 +26,7 @@ from stages.sink.throttle import TokenBucket
 from stages.transport.endpoint import Endpoint, tls_failure
 from stages.transport.errors import ProtocolError, RefusedError, first_of
 from stages.transport.frames import TO_SENDER
+from stages.transport.limits import check_name
 from stages.transport.link import Link, LinkLostError
 from stages.transport.messages import (
     VERSION,
@@ -82,6 +83,8 @@ class Sender:
         self._hello = hello
         self._options = options
         self._bucket = TokenBucket(options.rate)
+        self._kept: Link | None = None
+        """The connection that delivered everything, for the trailer: saves two round trips."""
 
     @property
     def name(self) -> str:
@@ -114,7 +117,9 @@ class Sender:
         return await self._persist(self._claim_once)
 
     async def _claim_once(self) -> int:
-        async with self._connected(self._hello) as (_, welcome):
+        with self._explained():
+            link, welcome = await self._greet(self._hello)
+            await link.aclose()
             return welcome.position
 
     def lay_out(self, data_start: int, most_bytes: int) -> None:
@@ -134,18 +139,28 @@ class Sender:
 
     async def _deliver_once(self) -> bool:
         """One connection; False when it was lost after some progress: patience begins anew."""
-        acknowledged = self.window.acknowledged
+        before = self.window.acknowledged
+        conversation: _Conversation | None = None
         try:
-            async with self._connected(self._hello) as (link, welcome):
-                self.window.welcomed(welcome)
-                self.wake()
-                await _Conversation(self, link, self._options, self._bucket).run()
+            with self._explained():
+                link, welcome = await self._greet(self._hello)
+                try:
+                    self.window.welcomed(welcome)
+                    self.wake()
+                    conversation = _Conversation(self, link, self._options, self._bucket)
+                    await conversation.run()
+                except BaseException:
+                    await link.aclose()
+                    raise
+                self._kept = link
                 return True
         except TransientError as error:
             self.n_lost += 1
-            if self.window.acknowledged == acknowledged:
+            n_there = self.window.acknowledged
+            was_well = conversation is not None and conversation.was_idle
+            if n_there == before and not was_well:
                 raise
-            log_event("connection_lost", "warning", why=str(error), acknowledged=acknowledged)
+            log_event("connection_lost", "warning", why=str(error), acknowledged=n_there)
             return False
 
     async def finish(self, end: TrailerFrame) -> None:
@@ -158,10 +173,18 @@ class Sender:
 
     async def _finish_once(self, end: TrailerFrame) -> None:
         hello = msgspec.structs.replace(self._hello, finishing=True)
-        async with self._connected(hello) as (link, _):
-            await link.send(end)
-            while not isinstance(await self.hear(link), Done):
-                pass
+        with self._explained():
+            kept, self._kept = self._kept, None
+            async with kept or (await self._greet(hello))[0] as link:
+                await link.send(end)
+                while not isinstance(await self.hear(link), Done):
+                    pass
+
+    async def close(self) -> None:
+        """Hang up; never raises."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            await kept.aclose()
 
     async def discard(self) -> int:
         """Have the receiver forget the upload if it holds nothing; tries once.
@@ -172,10 +195,12 @@ class Sender:
         Raises:
             SinkError: it could not be told.
         """
-        async with self._connected(self._hello) as (link, welcome):
-            if welcome.position == 0:
-                await link.send(Discard())
-                await link.close_politely(_DISCARD_S)
+        with self._explained():
+            link, welcome = await self._greet(self._hello)
+            async with link:
+                if welcome.position == 0:
+                    await link.send(Discard())
+                    await link.close_politely(_DISCARD_S)
             return welcome.position
 
     async def hear(self, link: Link) -> Frame:
@@ -189,18 +214,26 @@ class Sender:
             raise RefusedError(one_line(frame.text), retry=frame.retry)
         return frame
 
-    @asynccontextmanager
-    async def _connected(self, hello: Hello) -> AsyncIterator[tuple[Link, Welcome]]:
-        """A connection on which the receiver has welcomed us; errors become `SinkError`."""
+    async def _greet(self, hello: Hello) -> tuple[Link, Welcome]:
+        """A new connection, on which the receiver has welcomed us."""
+        stream = await self._endpoint.connect()
+        link = Link(stream, TO_SENDER, timeout_s=self._options.stall_s)
         try:
-            stream = await self._endpoint.connect()
-            async with Link(stream, TO_SENDER, timeout_s=self._options.stall_s) as link:
-                await link.send(hello)
-                welcome = await self.hear(link)
-                if not isinstance(welcome, Welcome) or welcome.version != VERSION:
-                    raise ProtocolError("the receiver does not answer HELLO as it should")
-                self._hello = msgspec.structs.replace(self._hello, name=welcome.name)
-                yield link, welcome
+            await link.send(hello)
+            welcome = await self.hear(link)
+            if not isinstance(welcome, Welcome) or welcome.version != VERSION:
+                raise ProtocolError("the receiver does not answer HELLO as it should")
+            self._hello = msgspec.structs.replace(self._hello, name=check_name(welcome.name))
+        except BaseException:
+            await link.aclose()
+            raise
+        return link, welcome
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What ends a connection becomes a `SinkError` that names the target."""
+        try:
+            yield
         except _KNOWN as error:
             raise self._failure(error) from error
         except BaseExceptionGroup as errors:
@@ -247,6 +280,8 @@ class _Conversation:
         self._link = link
         self._options = options
         self._bucket = bucket
+        self.was_idle = False
+        """For a moment everything was acknowledged, and the receiver lived."""
         self._asked_to_sync = False
         self._moved_at = anyio.current_time()
 
@@ -265,17 +300,13 @@ class _Conversation:
                     await self._bucket.take(len(frame.data))
                 await self._link.send(frame)
                 continue
-            if self._is_done and not self._asked_to_sync:
+            if self._sender.is_complete and not self._asked_to_sync:
                 self._asked_to_sync = True
                 await self._link.send(Sync())
             with anyio.move_on_after(self._options.heartbeat_s) as silence:
                 await changed.wait()
             if silence.cancelled_caught:
                 await self._link.send(Ping())
-
-    @property
-    def _is_done(self) -> bool:
-        return self._sender.is_complete and self._window.is_empty
 
     async def _listen(self) -> None:
         while not (self._asked_to_sync and self._window.durable >= self._window.added):
@@ -285,6 +316,7 @@ class _Conversation:
             moved = self._window.acknowledge(frame)
             if moved:
                 self._sender.wake()
+            self.was_idle |= self._window.is_empty
             self._watch_progress(moved=moved or frame.busy or self._window.is_empty)
 
     def _watch_progress(self, *, moved: bool) -> None:

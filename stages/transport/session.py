@@ -73,6 +73,8 @@ class Session:
         self._confirmed = 0
         """Chunks below are what the sender has, as far as this connection knows."""
         self._is_busy = False
+        self._is_held_back = False
+        self._n_heard = 0
         self._syncing = anyio.Lock()
         self._synced = store.n_written
         self._unacknowledged = 0
@@ -103,7 +105,9 @@ class Session:
                 # What came before the end is written first.
                 await queue.send(_Queued(error))
                 return
+            self._is_held_back = True
             await self._bucket.take(item.n_bytes)
+            self._is_held_back = False
             await queue.send(item)
 
     async def _receive(self) -> Frame:
@@ -122,7 +126,11 @@ class Session:
     async def _acknowledge(self) -> None:
         self._unacknowledged = 0
         durable = min(self._store.durable, self._confirmed)
-        await self._link.send(Ack(self._confirmed, durable, self._is_busy))
+        # A line that is slow, but moves, is not a line that stalls.
+        moves = self._link.n_received > self._n_heard
+        self._n_heard = self._link.n_received
+        busy = self._is_busy or self._is_held_back or moves
+        await self._link.send(Ack(self._confirmed, durable, busy))
 
     async def _write(self, queue: Channel[_Queued], group: TaskGroup) -> None:
         while not self.is_over:
@@ -178,13 +186,12 @@ class Session:
 
     async def _finish(self, frame: TrailerFrame) -> None:
         async with self._syncing:
-            await anyio.to_thread.run_sync(_verify_and_commit, self._store, frame)
-        self._depot.finished(self._store)
+            await anyio.to_thread.run_sync(self._verify_and_commit, frame)
         self.is_over = True
         await self._link.send(Done(name=self._store.name))
 
-
-def _verify_and_commit(store: UploadStore, frame: TrailerFrame) -> None:
-    """In one go, so that a cancellation falls before or after it."""
-    store.verify(frame)
-    store.commit(frame.manifest)
+    def _verify_and_commit(self, frame: TrailerFrame) -> None:
+        """In one go, so that a cancellation falls before or after it."""
+        self._store.verify(frame)
+        self._store.commit(frame.manifest)
+        self._depot.finished(self._store)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pipeline.errors import DumpError
 from pipeline.flow.items import HeadOrder
 from pipeline.obs.counters import RunCounters
+from pipeline.obs.log import log_event
 from stages.compressor.codecs import codec_named
 from stages.filter.stage import FilterResult
-from stages.formats.kdump import UTSNAME_BYTES, KdumpHead, KdumpLayout
+from stages.formats.kdump import UTSNAME_BYTES, UTSNAME_FIELD, KdumpHead, KdumpLayout
 from stages.reader.image import Image
 from stages.translator.kernel import Kernel
 from stages.writer.stage import KdumpWriter
@@ -65,9 +67,21 @@ async def plan_kdump(
 
 
 async def _utsname(image: Image, kernel: Kernel | None) -> bytes:
+    """The kernel's own, else the image's, else what little VMCOREINFO tells."""
     if kernel is None:
         return image.info.utsname or bytes(UTSNAME_BYTES)
-    return await kernel.utsname()
+    try:
+        return await kernel.utsname()
+    except DumpError as error:
+        log_event("utsname_unreadable", "warning", text=str(error))
+    if image.info.utsname is not None:
+        return image.info.utsname
+    machine = image.info.machine
+    strings = ("Linux", "", kernel.info.osrelease, "", machine, "")
+    return b"".join(
+        text.encode("ascii", "replace")[: UTSNAME_FIELD - 1].ljust(UTSNAME_FIELD, b"\0")
+        for text in strings
+    )
 
 
 def _timestamp(image: Image, kernel: Kernel | None) -> int:

@@ -6,9 +6,10 @@ Pass 1 has fixed the number of pages, so every place is known but the data's end
     | head | bitmaps | descriptors | zero page | page data ...
                        cursor 1 ->              cursor 2 ->
 
-Each batch moves both cursors. Descriptors are gathered into chunks of `descriptor_bytes`; data
-passes through as it stands in the batch's slot. When the head goes out is the sink's choice
-(`HeadOrder`).
+Each batch moves both cursors; its data passes through as it stands in the batch's slot. To a target
+that takes random writes its descriptors follow at once, so that whatever stops the run, the pages
+that were written can be found; for others they are gathered into chunks of `descriptor_bytes`.
+When the head goes out is the sink's choice (`HeadOrder`).
 """
 
 from __future__ import annotations
@@ -33,8 +34,7 @@ from pipeline.memory.bitmap import PageBitmap
 from pipeline.obs.counters import RunCounters
 from stages.formats.kdump import PAGE_DESC, KdumpHead, KdumpLayout
 from stages.writer.bitmaps import bitmap_chunks
-
-_MAX_LISTED_EXTENTS = 64
+from stages.writer.missing import MissingPages
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ class KdumpWriter:
     """The data area starts with one page of zeros that every zero page's descriptor names."""
     head_order: HeadOrder
     missing_as_zero: bool
-    """Unreadable pages name the zero page; otherwise their descriptors stay 0 (lost)."""
+    """Unreadable pages name the zero page; otherwise their descriptors stay 0 (lost). The head says
+    that the dump is incomplete either way."""
     descriptor_bytes: int
     counters: RunCounters
     name: str = "writer"
@@ -88,15 +89,16 @@ class KdumpWriter:
     ) -> None:
         for chunk in cursors.flush():
             await outbox.send(chunk)
+        cursors.missing.close()
         totals = cursors.totals
         if not totals.n_pages == end.totals.n_pages == self.layout.n_dumped:
             raise PageCountError(
                 f"{self.layout.n_dumped} pages were planned, {end.totals.n_pages} were read, "
                 f"{totals.n_pages} were written"
             )
-        lost = totals.missing_pages > 0 and not self.missing_as_zero
-        if lost or self.head_order is not HeadOrder.FIRST:
-            await outbox.send(self._head_chunk(complete=not lost))
+        complete = totals.missing_pages == 0
+        if not complete or self.head_order is not HeadOrder.FIRST:
+            await outbox.send(self._head_chunk(complete=complete))
         await outbox.send(EndOfDump(totals))
 
     def _head_chunk(self, *, complete: bool) -> Chunk:
@@ -115,23 +117,33 @@ class _Cursors:
         self._waiting: list[bytes] = []
         self._n_waiting = 0
         self._next_seq = 0
+        # Random writes: descriptors go out with their data.
+        self._gather_bytes = (
+            0 if writer.head_order is HeadOrder.BOTH else max(writer.descriptor_bytes, 1)
+        )
         self.totals = Totals()
+        self.missing = MissingPages(self.totals)
 
     def add(self, batch: CodedBatch) -> list[Chunk]:
-        """Chunks that `batch` completes: its data, and descriptors when enough are gathered."""
+        """Chunks that `batch` completes: its data, and descriptors when enough are gathered.
+
+        A page's descriptor never comes before its data.
+        """
         if batch.seq != self._next_seq:
             raise PageCountError(f"batch {batch.seq} came where {self._next_seq} was due")
         self._next_seq += 1
         self._waiting.append(self._descriptors(batch))
         self._n_waiting += len(self._waiting[-1])
         self._count(batch)
-        chunks = self.flush() if self._n_waiting >= self._writer.descriptor_bytes else []
+        chunks: list[Chunk] = []
         n_bytes = len(batch.data)
         if n_bytes:
             chunks.append(Chunk(ChunkKind.DATA, self._data_at, batch.data, batch.release))
             self._data_at += n_bytes
         else:
             batch.release()
+        if self._n_waiting >= self._gather_bytes:
+            chunks += self.flush()
         return chunks
 
     def _descriptors(self, batch: CodedBatch) -> bytes:
@@ -168,9 +180,8 @@ class _Cursors:
         counters.pages_shared, counters.pages_raw = totals.shared_pages, totals.raw_pages
         counters.bytes_in += batch.bytes_in
         counters.pages_coded, counters.bytes_out = totals.coded_pages, totals.bytes_out
-        if n_missing and len(totals.missing_extents) < _MAX_LISTED_EXTENTS:
-            pfns = batch.pfns[states == PageState.MISSING]
-            totals.missing_extents.append((int(pfns[0]), int(pfns[-1]) + 1))
+        if n_missing:
+            self.missing.add(batch.pfns[states == PageState.MISSING])
 
     def flush(self) -> list[Chunk]:
         """The gathered descriptors as one chunk."""

@@ -1,4 +1,4 @@
-"""QEMU's command lines for the lab's guests, and the three ways of taking a dump from one."""
+"""QEMU's command lines for the lab's guests, and the four ways of taking a dump from one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.lab.commands import LabError, run
 from tests.lab.disk import MIB, ensure_disk
 from tests.lab.elfhead import PT_LOAD, PT_NOTE, ProgramHeader
 from tests.lab.machines import MACHINES
-from tests.lab.qemu import Guest
+from tests.lab.qemu import Guest, sections
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,9 +42,13 @@ def _machine(image: Image, kernel: UnpackedKernel, initrd: Path, *append: str) -
     return [
         *(machine.qemu, "-accel", "tcg,thread=multi", *cpu),
         *("-smp", "2", "-m", f"{image.memory_mib}M"),
-        *("-net", "none", "-no-reboot", "-device", "vmcoreinfo"),
+        *("-net", "none", "-no-reboot"),
+        *(("-device", "vmcoreinfo") if machine.has_vmcoreinfo else ()),
         *("-kernel", str(kernel.vmlinuz), "-initrd", str(initrd)),
-        *("-append", " ".join((f"console={machine.console} loglevel=4 panic=-1", image.append, *append))),
+        *(
+            "-append",
+            " ".join((f"console={machine.console} loglevel=4 panic=-1", image.append, *append)),
+        ),
         *("-drive", f"file={ensure_disk(image.disk_mib)},if=virtio,format=raw,readonly=on"),
         *("-device", "virtio-balloon-pci"),
         *image.machine,
@@ -131,11 +135,39 @@ def _take_sparse(image: Image, kernel: UnpackedKernel, scratch: Path, dump: Path
         file.write(elfhead.pack_headers(headers) + note)
 
 
+def _take_file(image: Image, kernel: UnpackedKernel, scratch: Path, dump: Path) -> None:
+    """Way 4: as way 3, where QEMU cannot get the note: the guest says where it lies in memory."""
+    initrd, registers = scratch / "initrd", scratch / "registers.elf"
+    initramfs.build_guest(kernel, image.plan, initrd)
+    machine = MACHINES[kernel.architecture]
+    memory = f"memory-backend-file,id=ram,size={image.memory_mib}M,mem-path={dump},share=on"
+    argv = [*_machine(image, kernel, initrd), "-object", memory]
+    argv += ["-machine", "virt,memory-backend=ram"]
+    with Guest(argv, serial_log(image)) as guest:
+        guest.wait_for(READY, image.timeout_s, grows=dump)
+        guest.qmp("stop")
+        where = {"protocol": f"file:{registers}", "begin": machine.ram_start, "length": 4096}
+        guest.qmp("dump-guest-memory", paging=False, **where)
+        at, size = (int(word, 16) for word in sections(guest.log())["vmcoreinfo"].split())
+    note = elfhead.read_note(registers)
+    with dump.open("rb") as file:
+        file.seek(at - machine.ram_start)
+        note += file.read(size)
+    n_bytes = image.memory_mib * MIB
+    load = ProgramHeader(PT_LOAD, 0, HEADER_ROOM, 0, machine.ram_start, n_bytes, n_bytes, 0)
+    note_off = len(elfhead.pack_headers([load])) + elfhead.PROGRAM_HEADER_SIZE
+    headers = [ProgramHeader(PT_NOTE, 0, note_off, 0, 0, len(note), len(note), 0), load]
+    run(["fallocate", "--insert-range", "-o", "0", "-l", str(HEADER_ROOM), dump], timeout_s=600)
+    with dump.open("r+b") as file:
+        file.write(elfhead.pack_headers(headers, machine.elf_machine) + note)
+
+
 _WAYS = {
     Method.QMP_ELF: _take_from_running,
     Method.QMP_KDUMP: _take_from_running,
     Method.KEXEC: _take_by_kexec,
     Method.SPARSE: _take_sparse,
+    Method.FILE: _take_file,
 }
 
 

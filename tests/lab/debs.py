@@ -103,9 +103,7 @@ def download(
     return sorted(into.glob("*.deb"))
 
 
-def unpack(
-    suite: str, packages: Sequence[str], into: Path, architecture: str = NATIVE
-) -> None:
+def unpack(suite: str, packages: Sequence[str], into: Path, architecture: str = NATIVE) -> None:
     """Downloads packages and unpacks them all into one folder."""
     debs = into.with_name(into.name + ".debs")
     cache.remove(debs)
@@ -130,12 +128,14 @@ def _extract(deb: Path, member: str, into: Path) -> Path:
     return path
 
 
-def unpack_file(suite: str, package: str, member: str, final: Path) -> None:
+def unpack_file(
+    suite: str, package: str, member: str, final: Path, architecture: str = NATIVE
+) -> None:
     """Downloads a package and unpacks only the file `member` (a path without a leading slash)."""
     debs = final.with_name(final.name + ".debs")
     cache.remove(debs)
     try:
-        (deb,) = download(suite, [package], debs)
+        (deb,) = download(suite, [package], debs, architecture)
         _extract(deb, member, debs).rename(final)
     finally:
         cache.remove(debs)

@@ -62,11 +62,11 @@ def read_program_headers(path: Path) -> list[ProgramHeader]:
     return [ProgramHeader._make(fields) for fields in _PHDR.iter_unpack(table)]
 
 
-def pack_headers(headers: list[ProgramHeader]) -> bytes:
+def pack_headers(headers: list[ProgramHeader], machine: int = EM_X86_64) -> bytes:
     """An ELF header with the program headers right behind it."""
     ident = ELF_MAGIC + bytes((2, 1, 1)) + bytes(9)
     sizes = (_EHDR.size, _PHDR.size, len(headers), 0, 0, 0)
-    head = _EHDR.pack(ident, ET_CORE, EM_X86_64, 1, 0, _EHDR.size, 0, 0, *sizes)
+    head = _EHDR.pack(ident, ET_CORE, machine, 1, 0, _EHDR.size, 0, 0, *sizes)
     return head + b"".join(_PHDR.pack(*header) for header in headers)
 
 

@@ -76,7 +76,11 @@ def ensure_kernel(name: str) -> UnpackedKernel:
     release = (base / "release").read_text()
     for modules in (base / "lib/modules" / release, base / "usr/lib/modules" / release):
         boot = base / "boot"  # riscv64 calls its image vmlinux
-        for vmlinuz in (boot / f"vmlinuz-{release}", boot / f"vmlinux-{release}", modules / "vmlinuz"):
+        for vmlinuz in (
+            boot / f"vmlinuz-{release}",
+            boot / f"vmlinux-{release}",
+            modules / "vmlinuz",
+        ):
             if modules.is_dir() and vmlinuz.is_file():
                 return UnpackedKernel(release, kernel.architecture, vmlinuz, modules)
     raise LabError(f"{base}: no vmlinuz or no modules of {release}")
@@ -92,6 +96,7 @@ def ensure_vmlinux(name: str) -> Path:
 
     def unpack(partial: Path) -> None:
         package = f"linux-image-{release}-dbg"
-        debs.unpack_file(KERNELS[name].suite, package, f"usr/lib/debug/{member}", partial)
+        member_path = f"usr/lib/debug/{member}"
+        debs.unpack_file(KERNELS[name].suite, package, member_path, partial, kernel.architecture)
 
     return cache.ensure(cache.root() / "symbols" / f"vmlinux-{release}", unpack)

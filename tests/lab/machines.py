@@ -15,8 +15,9 @@ class Machine:
     console: str
     compiler: str  # for the filler, which is static
     busybox_suite: str | None  # whose busybox-static the guest runs; None: this machine's own
-    # QEMU's dump command does not know riscv64's segments: it has the same memory, at one place
-    ram_start: int = 0
+    ram_start: int = 0  # where the guest's one piece of memory starts, for `Method.FILE`
+    elf_machine: int = 62
+    has_vmcoreinfo: bool = True  # QEMU's device that takes the note from the guest
 
 
 MACHINES = {
@@ -31,6 +32,7 @@ MACHINES = {
             "aarch64-linux-gnu-gcc",
             "bookworm",
             0x40000000,
+            183,
         ),
         Machine(
             "riscv64",
@@ -40,6 +42,8 @@ MACHINES = {
             "riscv64-linux-gnu-gcc",
             "trixie",  # the first release that has riscv64
             0x80000000,
+            243,
+            has_vmcoreinfo=False,
         ),
     )
 }

@@ -122,7 +122,7 @@ class Guest:
             self.qmp("qmp_capabilities")
         return self._socket
 
-    def qmp(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON of any form
+    def qmp(self, command: str, **arguments: object) -> Any:
         """Runs a QMP command and returns its answer; events in between are skipped."""
         message = json.dumps({"execute": command, "arguments": arguments})
         connection = self._socket if command == "qmp_capabilities" else self._connect()

@@ -38,6 +38,8 @@ _PIECE = 256 << 10
 _PACED_PIECE = 32 << 10
 """Small enough that a limited line looks smooth."""
 _BURST_S = 0.005
+_CREDIT_S = 0.02
+"""A line does not stand still because the machine that plays it was busy elsewhere."""
 
 
 @dataclass(slots=True)
@@ -108,8 +110,8 @@ class _Direction:
         """When the last of `n_bytes` that enter the line now comes out at the far end."""
         now = time.monotonic()
         if self.line.rate:
-            self.free_at = max(now, self.free_at) + n_bytes / self.line.rate
-            now = self.free_at
+            self.free_at = max(now - _CREDIT_S, self.free_at) + n_bytes / self.line.rate
+            now = max(now, self.free_at)
         return now + self.line.delay_s
 
     async def wait_for_entry(self) -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from stages.arch.x86_64 import FIVE_LEVELS, FOUR_LEVELS
 from stages.translator.space import KernelSpace
 from tests.support.pagetable_builder import DictPages, PageTableBuilder
-from tests.unit.translator.mappings import addresses
+from tests.unit.translator.mappings import ALL_FORMS, addresses
 
 CASES = {
     dump.parent.name: (dump.read_text(), dump.with_name("expect.txt").read_text())
@@ -46,7 +45,7 @@ async def answer_translate(space: KernelSpace, vaddr: int) -> list[str]:
 async def test_transcript(name: str) -> None:
     """Every question of the case gets the answer that is written below it."""
     dump, transcript = CASES[name]
-    builder = PageTableBuilder.from_text(dump, (FOUR_LEVELS, FIVE_LEVELS))
+    builder = PageTableBuilder.from_text(dump, ALL_FORMS)
     pages = DictPages(builder.pages, page_size=1 << builder.form.page_bits)
     space = KernelSpace(builder.form, builder.root, pages)
     expected = transcript.splitlines()

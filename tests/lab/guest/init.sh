@@ -53,6 +53,7 @@ section meminfo < /proc/meminfo
 section vmstat < /proc/vmstat
 section zoneinfo < /proc/zoneinfo
 section iomem < /proc/iomem
+section vmcoreinfo < /sys/kernel/vmcoreinfo # where the note lies, and its size
 for dir in /proc/[0-9]*; do # all in this shell: no process that exists for the list alone
 	read -r comm < "$dir/comm" && echo "${dir#/proc/} $comm"
 done > /tmp/ps

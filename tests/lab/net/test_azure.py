@@ -13,8 +13,10 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from pipeline.errors import SinkError, StageError, UsageError
+from stages.inspect.verify_stored import verify_stored
 from stages.sink.journal import Journal
 from stages.sink.manifest import parse_manifest
+from stages.sink.stored import find_stored
 from tests.lab.net.azurite import ACCOUNT, AzureServer, azurite
 from tests.lab.net.uploads import MIB, Upload, check, run_and_kill
 from tests.support.faulty_proxy import Faults, Line, faulty_proxy
@@ -57,6 +59,17 @@ async def test_blob_is_the_dump(server: AzureServer, data_bytes: int) -> None:
     await it.run()
 
     require_stored(server, it)
+
+
+async def test_blob_is_verified_where_it_is(server: AzureServer) -> None:
+    """The service keeps no digests: samples are read, or all of it."""
+    it = upload(server, "verify")
+    await it.run()
+
+    for full in (False, True):
+        found = await verify_stored(find_stored(it.url, it.settings), it.net, full=full)
+        assert found.problems == []
+        assert (found.n_read == it.stream().size) is full
 
 
 async def test_existing_blob_is_refused(server: AzureServer) -> None:

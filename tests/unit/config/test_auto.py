@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.config.auto import LEVELS, MODE_BY_CODEC, resolve
 from pipeline.config.budget import MIN_BUDGET
 from pipeline.config.resolved import ImageFacts, MachineFacts, Resolved
-from pipeline.config.schema import setting_keys
+from pipeline.config.schema import setting_keys, value_of
 from pipeline.config.settings import GIB, KIB, MIB, Codec, Settings
 
 PLENTY = 64 * GIB
@@ -135,13 +135,8 @@ class TestBudget:
 
         assert len(reasons) == len(got.reasons)
         for key in setting_keys():
-            section, name = key.split(".")
-            wanted = getattr(getattr(asked, section), name)
-            value = (
-                got.memory_budget
-                if key == "memory.budget"
-                else getattr(getattr(got, section), name)
-            )
+            wanted = value_of(asked, key)
+            value = got.memory_budget if key == "memory.budget" else value_of(got, key)
             if wanted != value:
                 assert reasons[key] == value
 

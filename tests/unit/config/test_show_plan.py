@@ -49,8 +49,10 @@ class TestText:
 
     def test_sizes_are_for_people(self, resolved: Resolved, loaded: LoadedSettings) -> None:
         """Bytes are shown in units, truth values as yes or no, nothing as a dash."""
+        # The longest key stands alone in its column, two spaces before the next.
+        width = max(len(key) for key in setting_keys())
         cells = {
-            line.split()[0]: line[len("compressor.share_identical") :].split("  ")[1]
+            line.split()[0]: line[width:].split("  ")[1]
             for line in plan_text(resolved, loaded).split("\n\n")[0].splitlines()[1:]
         }
 

@@ -188,11 +188,18 @@ class TestLies:
 
         assert caught.value.field == key
 
-    @pytest.mark.parametrize("key", ["NUMBER(SECTION_SIZE_BITS)", "SIZE(mem_section)"])
-    async def test_missing_geometry(self, demo: DemoMaker, key: str) -> None:
-        """No constant of another kernel is put in its place."""
+    @pytest.mark.parametrize(
+        ("key", "length"),
+        [
+            ("NUMBER(SECTION_SIZE_BITS)", None),
+            ("NUMBER(SECTION_SIZE_BITS)", "1000"),
+            ("SIZE(mem_section)", "2048"),
+        ],
+    )
+    async def test_missing_geometry(self, demo: DemoMaker, key: str, length: str | None) -> None:
+        """No constant of another kernel is put in its place, unless the number of roots fits it."""
         with pytest.raises(MissingInfoError):
-            await model_of(demo().path, {key: None})
+            await model_of(demo().path, {key: None, "LENGTH(mem_section)": length})
 
     async def test_too_many_sections(self, demo: DemoMaker) -> None:
         """A PT_LOAD at the end of the address space must not make us read for hours."""
@@ -208,6 +215,23 @@ class TestLies:
         key = "SYMBOL(mem_map)" if model == "flat" else "SYMBOL(mem_section)"
         with pytest.raises(DumpError):
             await model_of(demo(memory_model=model).path, {key: symbol})
+
+
+class TestOlderKernels:
+    @pytest.mark.parametrize(
+        "missing", ["NUMBER(SECTION_SIZE_BITS)", "NUMBER(MAX_PHYSMEM_BITS)", "both"]
+    )
+    @pytest.mark.parametrize("levels", [4, 5])
+    async def test_numbers_that_were_not_exported(
+        self, demo: DemoMaker, levels: int, missing: str
+    ) -> None:
+        """Up to v5.12 the length of mem_section tells how large sections and memory may be."""
+        numbers = ("NUMBER(SECTION_SIZE_BITS)", "NUMBER(MAX_PHYSMEM_BITS)")
+        gone = numbers if missing == "both" else (missing,)
+        facts = demo(levels=levels)
+        found = await model_of(facts.path, dict.fromkeys(gone))
+
+        assert found.regions == expected(facts, facts.max_mapnr)
 
 
 class TestJoining:
