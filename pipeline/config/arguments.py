@@ -16,6 +16,7 @@ from pipeline.errors import EXIT_USAGE
 from pipeline.obs.plain import one_line
 
 CODECS: Final = ("none", "zlib", "lzo", "snappy", "zstd")
+POLICIES: Final = ("s3fifo", "arc", "lru")
 MAX_DUMP_LEVEL: Final = 31
 MAX_CODEC_LEVEL: Final = 22
 
@@ -84,6 +85,16 @@ printed: pages by class, and where the files are, to standard output.
 
 example:
   dumpstream demo --directory /tmp/demo
+"""
+_TRACE_EPILOGUE: Final = """\
+record runs pass 1 on SOURCE and writes which pages it asks of the cache to FILE: addresses, no
+contents. replay tries policies and sizes of cache on such a file.
+
+printed: a table of hit ratio, requests and waiting time, to standard output.
+
+examples:
+  dumpstream trace record /var/crash/vmcore run.trace
+  dumpstream trace replay run.trace --capacity 256KiB --capacity 8MiB --latency-ms 20
 """
 _DOCTOR_EPILOGUE: Final = """\
 printed: one line for each check, ok, warn or fail, to standard output; exit code 1 if one fails.
@@ -189,6 +200,7 @@ def make_parser() -> argparse.ArgumentParser:
     plan = _command(commands, "plan", "what dump would run, and why", _PLAN_EPILOGUE)
     _add_dump(plan)
     _add_json(plan)
+    _add_trace(_command(commands, "trace", "what a run asks of the cache", _TRACE_EPILOGUE))
     demo = _command(commands, "demo", "see it work on a small image", _DEMO_EPILOGUE)
     demo.add_argument(
         "--directory", metavar="DIR", help="where the files go (default: a new temporary folder)"
@@ -198,6 +210,22 @@ def make_parser() -> argparse.ArgumentParser:
         "--directory", default=".", metavar="DIR", help="where dumps would go (default: here)"
     )
     return parser
+
+
+def _add_trace(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    record = actions.add_parser("record", help="write the requests of a run", allow_abbrev=False)
+    _add_source(record, "SOURCE", "memory image or dump")
+    record.add_argument("file", metavar="FILE", help="the trace, which must not exist yet")
+    replay = actions.add_parser("replay", help="try other caches on them", allow_abbrev=False)
+    replay.add_argument("file", metavar="FILE", help="a trace")
+    replay.add_argument("--policy", action="append", choices=POLICIES, help="repeatable; all")
+    replay.add_argument(
+        "--capacity", action="append", metavar="SIZE", help="repeatable; from 64KiB to 8MiB"
+    )
+    replay.add_argument("--block-pages", type=int, default=1, metavar="N", help="what a miss reads")
+    replay.add_argument("--latency-ms", type=float, default=5.0, metavar="MS", help="of a request")
+    _add_json(replay)
 
 
 def _command(

@@ -102,6 +102,13 @@ def make_cache(image: Image, resolved: Resolved) -> PageCache | BlockCache:
     return make_cache(image, options)
 
 
+def make_plain_cache(image: Image, capacity_bytes: int) -> PageCache | BlockCache:
+    """A cache with usual settings, for whatever reads single pages and is no dump."""
+    from stages.cache.pages import CacheOptions, make_cache
+
+    return make_cache(image, CacheOptions(capacity_bytes))
+
+
 async def find_kernel(image: Image, cache: PageReader, level: int) -> Kernel | None:
     """The kernel in `image`; None without VMCOREINFO, or where dump `level` can do without one.
 
@@ -129,10 +136,9 @@ async def need_kernel(image: Image) -> Kernel:
     Raises:
         MissingInfoError: no VMCOREINFO.
     """
-    from stages.cache.pages import CacheOptions, make_cache
     from stages.translator.kernel import open_kernel
 
-    return await open_kernel(image, make_cache(image, CacheOptions(_INSPECT_CACHE_BYTES)))
+    return await open_kernel(image, make_plain_cache(image, _INSPECT_CACHE_BYTES))
 
 
 def inspector(name: str) -> ModuleType:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, SinkError
-from pipeline.memory.sizes import show_size
+from pipeline.config.arguments import POLICIES
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, SinkError, UsageError
+from pipeline.memory.sizes import parse_size, show_size
 from pipeline.obs.log import configure_log
 from pipeline.run import assemble
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from pipeline.config.layers import LoadedSettings
     from pipeline.config.request import DumpRequest
+
+_REPLAY_CAPACITIES: Final = ("64KiB", "128KiB", "256KiB", "1MiB", "8MiB")
+_MAX_REPLAY_BYTES: Final = 1 << 40
+_MAX_BLOCK_PAGES: Final = 4096
 
 
 def run_plan(request: DumpRequest, loaded: LoadedSettings, as_json: bool) -> int:
@@ -98,6 +106,49 @@ def run_dmesg(source: str) -> int:
             with _printing():
                 sys.stdout.flush()
     return EXIT_DONE
+
+
+def run_trace_record(source: str, out: str) -> int:
+    """Write what pass 1 on `source` asks of the page cache to the new file `out`."""
+    import anyio
+
+    with assemble.opened_source(source) as image:
+        n_requests = anyio.run(assemble.inspector("trace").record, image, out)
+    _print_lines([f"{n_requests} requests recorded in {out}"])
+    return EXIT_DONE
+
+
+def run_trace_replay(arguments: Namespace) -> int:
+    """Print what other policies and sizes would have made of a recorded run."""
+    capacities = [_capacity(text) for text in arguments.capacity or _REPLAY_CAPACITIES]
+    if not 1 <= arguments.block_pages <= _MAX_BLOCK_PAGES:
+        raise UsageError(f"--block-pages: expected 1 to {_MAX_BLOCK_PAGES}")
+    if not 0 <= arguments.latency_ms < math.inf:
+        raise UsageError("--latency-ms: expected 0 or more")
+    rows = list(
+        assemble.inspector("trace").replay(
+            arguments.file,
+            policies=arguments.policy or POLICIES,
+            capacities=capacities,
+            latency_ms=arguments.latency_ms,
+            block_pages=arguments.block_pages,
+        )
+    )
+    if arguments.json:
+        _print_json([{**asdict(row), "hit_ratio": row.hit_ratio} for row in rows])
+    else:
+        _print_lines(assemble.inspector("trace").table(rows))
+    return EXIT_DONE
+
+
+def _capacity(text: str) -> int:
+    try:
+        capacity = parse_size(text)
+    except ValueError as error:
+        raise UsageError(f"--capacity: {error}") from error
+    if not 1 <= capacity <= _MAX_REPLAY_BYTES:
+        raise UsageError(f"--capacity: expected 1 to {_MAX_REPLAY_BYTES} bytes")
+    return capacity
 
 
 def run_demo(directory: str | None) -> int:

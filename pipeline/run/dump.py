@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pipeline.config.request import DumpRequest
     from pipeline.config.resolved import Resolved
     from pipeline.flow.protocols import Sink
+    from pipeline.obs.rss import PeakMemory
+    from pipeline.obs.summary import Outcome
     from stages.compressor.pool import EncoderPool
     from stages.compressor.slots import SlotArena
     from stages.filter.stage import FilterResult
@@ -146,9 +148,17 @@ def _report(run: _Run, receipt: Receipt, *, complete: bool) -> None:
     outcome = Outcome(receipt.target, receipt.n_bytes, complete)
     memory = run.sampler.peak()
     if run.resolved.run.stats is not None:
-        from pipeline.config.show_plan import settings_in_force
-        from pipeline.obs.stats import build_stats, write_stats
-
-        settings = settings_in_force(run.resolved, run.loaded)
-        write_stats(run.resolved.run.stats, build_stats(run.counters, outcome, memory, settings))
+        _write_stats(run, run.resolved.run.stats, outcome, memory)
     report(run.counters, outcome, memory, run.resolved.run.log_format, sys.stderr)
+
+
+def _write_stats(run: _Run, path: str, outcome: Outcome, memory: PeakMemory) -> None:
+    """A dump without its statistics is still a dump: what goes wrong here is told, no more."""
+    from pipeline.config.show_plan import settings_in_force
+    from pipeline.obs.stats import build_stats, write_stats
+
+    settings = settings_in_force(run.resolved, run.loaded)
+    try:
+        write_stats(path, build_stats(run.counters, outcome, memory, settings))
+    except OSError as error:
+        log_event("stats_not_written", "error", path=path, text=full_text(error))

@@ -49,6 +49,7 @@ ARCHES: Final = (
     *(Arch(name, order, ppc64.layouts, ppc64.SPARSE_BITS) for name, order in ppc64.NAMES),
     Arch(loongarch64.NAME, loongarch64.BYTE_ORDER, loongarch64.layouts, loongarch64.SPARSE_BITS),
 )
+BIG_ENDIAN: Final = frozenset(arch.name for arch in ARCHES if arch.byte_order == ">")
 
 
 def arch_for(machine: str) -> Arch:

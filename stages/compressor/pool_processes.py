@@ -77,7 +77,6 @@ class ProcessPool:
         return [worker.pid for worker in self._workers]
 
     def __enter__(self) -> Self:
-        gc.collect()
         gc.freeze()  # a collection in a child would touch, and so copy, every shared object
         try:
             for _ in range(self.n_workers):

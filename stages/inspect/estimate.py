@@ -31,7 +31,7 @@ from stages.translator.kernel import Kernel
 
 LEVELS: Final = (1, 15, 17, 31)
 _SAMPLE_RUNS: Final = 256
-"""16 MiB of each class; in four classes of a busy image, 95 % of estimates were within 4 %."""
+"""16 MiB of each class; a 6 GiB image was told within 5 % at levels 1 and 31, zstd and lzo."""
 _SEED: Final = 1  # the same image gives the same estimate
 _GROUPS: Final = {
     "free": DumpLevel.FREE,

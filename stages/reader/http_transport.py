@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
 from pipeline.errors import UnsupportedError
-from stages.reader.remote_file import Outcome, Request
+from stages.reader.remote_file import HEAD_BLOCK, Outcome, Request
 from stages.reader.remote_link import Link, SourceError
 
 if TYPE_CHECKING:
     from pipeline.config.targets import NetSettings
 
-_PROBE_BYTES: Final = 64 << 10
 _PARTIAL: Final = 206
 _CHANGED: Final = 412
 _TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -83,7 +82,13 @@ class HttpTransport:
     has_holes = False
 
     def __init__(
-        self, shown: str, url: str, net: NetSettings, link: Link, sign: Sign = unsigned
+        self,
+        shown: str,
+        url: str,
+        net: NetSettings,
+        link: Link,
+        sign: Sign = unsigned,
+        pause: Callable[[], float] | None = None,
     ) -> None:
         """Ask for the first bytes, which tells the size.
 
@@ -93,6 +98,7 @@ class HttpTransport:
             net: deadlines, retries and authorities.
             link: how much at once; learns how fast it is.
             sign: called for each attempt, in any thread.
+            pause: seconds to wait before each request, for tests and measurements.
 
         Raises:
             SourceError: not reached, or refused.
@@ -103,6 +109,7 @@ class HttpTransport:
         self.size: int | None = None
         self._net = net
         self._sign = sign
+        self._pause = pause
         self._place = _Place(url)
         self._tag: str | None = None
         self._idle: list[http.client.HTTPConnection] = []
@@ -111,7 +118,8 @@ class HttpTransport:
         self._tls: ssl.SSLContext | None = None
         self._pool = ThreadPoolExecutor(link.max_in_flight, thread_name_prefix="source")
         try:
-            self._fetch_one((memoryview(bytearray(_PROBE_BYTES)), 0))
+            view = memoryview(bytearray(HEAD_BLOCK))
+            self.head = bytes(view[: self._fetch_one((view, 0))])
         except BaseException:
             self.close()
             raise
@@ -131,6 +139,8 @@ class HttpTransport:
         n_failures = 0
         while True:
             began = time.perf_counter()
+            if self._pause is not None:
+                time.sleep(self._pause())
             try:
                 got = self._attempt(request)
             except _TransientError as error:

@@ -34,9 +34,15 @@ class Slowness:
     jitter_s: float = 0.0
     bytes_per_s: float = 0.0
 
+    def pause(self) -> float:
+        """Seconds that one request waits."""
+        return self.delay_s + (random.uniform(0, self.jitter_s) if self.jitter_s else 0.0)
+
 
 class SlowTransport:
     """Reads another file, slowly; also counts what it was asked for, through its link."""
+
+    head = b""
 
     def __init__(self, file: ImageFile, slowness: Slowness, link: Link) -> None:
         """`file` becomes this object's to close."""

@@ -19,9 +19,9 @@ from typing import Final, Protocol
 
 from stages.reader.remote_link import Link
 
-_HEAD_BLOCK: Final = 256 << 10
+HEAD_BLOCK: Final = 64 << 10
 """Headers, notes and tables of a format are read in blocks of this size, and kept."""
-_HEAD_BLOCKS: Final = 16
+_HEAD_BLOCKS: Final = 64
 
 
 Request = tuple[memoryview, int]
@@ -38,6 +38,8 @@ class Transport(Protocol):
     size: int | None
     has_holes: bool
     link: Link
+    head: bytes
+    """The first `HEAD_BLOCK` bytes where opening brought them anyway, else nothing."""
 
     def fetch(self, requests: Sequence[Request]) -> list[Outcome]:
         """Make all requests, side by side as far as `link.max_in_flight` allows.
@@ -75,17 +77,19 @@ class RemoteFile:
         self._transport = transport
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._lock = threading.Lock()
+        if transport.head:
+            self._blocks[0] = transport.head
 
     def read(self, off: int, n_bytes: int) -> bytes:
         """Small reads come out of blocks that are kept: headers lie side by side."""
         if self.size is not None:
             n_bytes = max(min(n_bytes, self.size - off), 0)
-        if n_bytes > _HEAD_BLOCK:
+        if n_bytes > HEAD_BLOCK:
             buffer = bytearray(n_bytes)
             return bytes(memoryview(buffer)[: self.read_into(memoryview(buffer), off)])
         pieces: list[bytes] = []
         while n_bytes > 0:
-            number, skip = divmod(off, _HEAD_BLOCK)
+            number, skip = divmod(off, HEAD_BLOCK)
             piece = self._block(number)[skip : skip + n_bytes]
             if not piece:
                 break
@@ -100,8 +104,8 @@ class RemoteFile:
             if block is not None:
                 self._blocks.move_to_end(number)
                 return block
-        buffer = bytearray(_HEAD_BLOCK)
-        got = self.read_into(memoryview(buffer), number * _HEAD_BLOCK)
+        buffer = bytearray(HEAD_BLOCK)
+        got = self.read_into(memoryview(buffer), number * HEAD_BLOCK)
         block = bytes(memoryview(buffer)[:got])
         with self._lock:
             self._blocks[number] = block

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from stages.reader.http_transport import HttpTransport
@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 _EMPTY_SHA256: Final = hashlib.sha256().hexdigest()
 
 
-def open_s3(url: str, s3: S3Settings, net: NetSettings, link: Link) -> HttpTransport:
-    """The object at `url`.
+def open_s3(
+    url: str,
+    s3: S3Settings,
+    net: NetSettings,
+    link: Link,
+    pause: Callable[[], float] | None = None,
+) -> HttpTransport:
+    """The object at `url`; for the rest see `HttpTransport`.
 
     Raises:
         UsageError: the URL names no object, or the endpoint is none.
@@ -33,4 +39,4 @@ def open_s3(url: str, s3: S3Settings, net: NetSettings, link: Link) -> HttpTrans
     def sign(at: str, headers: Mapping[str, str]) -> dict[str, str]:
         return signer.sign("GET", at, headers, _EMPTY_SHA256, place.region)
 
-    return HttpTransport(str(name), place.url(name.key), net, link, sign)
+    return HttpTransport(str(name), place.url(name.key), net, link, sign, pause)

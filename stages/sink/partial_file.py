@@ -26,11 +26,9 @@ class PartialFile:
         """Raises:
         UsageError: `path` can't be a file's name.
         """
-        if not path or path.endswith("/"):
+        if path.rpartition("/")[2] in {"", ".", ".."}:
             raise UsageError(f"{path!r} is not the name of a file")
         self.path = Path(path)
-        if self.path.name in {"", ".."}:
-            raise UsageError(f"{path!r} is not the name of a file")
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.fd = -1
         self._overwrite = overwrite

@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -81,20 +81,30 @@ class SshProcess:
             try:
                 n_bytes = os.writev(self._stdin, views)
             except BlockingIOError:
-                await anyio.wait_writable(self._stdin)
+                await self._wait(anyio.wait_writable, self._stdin)
             except OSError as error:
                 raise LostConnectionError("the connection is gone") from error
             else:
                 views = _after(views, n_bytes)
 
     async def read(self, most: int) -> bytes:
-        """Up to `most` bytes of what comes back, none when ssh has closed its end."""
+        """Up to `most` bytes of what comes back, none when ssh has closed its end.
+
+        Raises:
+            LostConnectionError: it was closed at our end meanwhile.
+        """
         while True:
             self._listen()
             try:
                 return os.read(self._stdout, most)
             except BlockingIOError:
-                await anyio.wait_readable(self._stdout)
+                await self._wait(anyio.wait_readable, self._stdout)
+
+    async def _wait(self, until: Callable[[int], Awaitable[None]], fd: int) -> None:
+        try:
+            await until(fd)
+        except anyio.ClosedResourceError as error:  # another task found out first
+            raise LostConnectionError("the connection is gone") from error
 
     def end_input(self) -> None:
         """Close ssh's standard input: the other end sees its end."""

@@ -32,6 +32,7 @@ from stages.transport.store import UploadStore
 _TAKEOVER_S: Final = 20.0
 """For a connection that is replaced to finish the write or sync that it is in."""
 _MAX_TEXT: Final = 1000
+_OURS: Final = (DumpError, LinkLostError)
 _GOODBYE_S: Final = 2.0
 
 
@@ -112,7 +113,9 @@ class Receiver:
             host = str(stream.extra(SocketAttribute.remote_address)[0])
             await self._converse(stream, host)
         except Exception as error:
-            log_event("connection_ended", "warning", peer=host, why=_reason(error)[0])
+            first = first_of(error)
+            why = str(first) if isinstance(first, _OURS) else f"{type(first).__name__}: {first}"
+            log_event("connection_ended", "warning", peer=host, why=why)
         finally:
             self._n_connections -= 1
             with anyio.CancelScope(shield=True):

@@ -220,7 +220,7 @@ class UploadStore:
             raise ProtocolError("a trailer before the outline")
         trailer = end.trailer
         if trailer.n_chunks != self.position:
-            raise RefusedError(f"{self.position} chunks arrived of {trailer.n_chunks}", retry=True)
+            raise RefusedError(f"{self.position} chunks are here of {trailer.n_chunks}")
         self._cursors.finish()
         self._catch_up(self._hasher)
         try:

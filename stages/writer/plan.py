@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.errors import DumpError
+from pipeline.errors import DumpError, UnsupportedError
 from pipeline.flow.items import HeadOrder
 from pipeline.obs.counters import RunCounters
 from pipeline.obs.log import log_event
+from stages.arch.select import BIG_ENDIAN
 from stages.compressor.codecs import codec_named
 from stages.filter.stage import FilterResult
 from stages.formats.kdump import UTSNAME_BYTES, UTSNAME_FIELD, KdumpHead, KdumpLayout
@@ -29,7 +30,12 @@ async def plan_kdump(
 
     Without a kernel (no VMCOREINFO) the head says what the image itself carries, else zeros: dump
     level 0 and 1 work on anything.
+
+    Raises:
+        UnsupportedError: a big-endian machine, whose dumps have big-endian fields.
     """
+    if image.info.machine in BIG_ENDIAN:
+        raise UnsupportedError(f"writing kdump-compressed dumps of {image.info.machine} machines")
     info = image.info
     flag = int(codec_named(codec).flag)
     layout = KdumpLayout(

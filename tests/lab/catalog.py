@@ -45,7 +45,7 @@ class Image:
         return "dump.kdump" if self.method is Method.QMP_KDUMP else "dump.elf"
 
 
-def small_plan(memory_mib: int, *, poison: bool = True) -> str:
+def small_plan(memory_mib: int, *, poison: bool = True, huge_mib: int = 2) -> str:
     """Something for every dump level, about two thirds of the guest's memory in all."""
     share = memory_mib / GIB
 
@@ -54,7 +54,8 @@ def small_plan(memory_mib: int, *, poison: bool = True) -> str:
 
     return "\n".join(
         (
-            f"hugepages {round(16 * share)}",  # of 2 MiB; at least one is left unused
+            # at least one of 2 MiB is left unused
+            f"hugepages {max(round(32 * share / huge_mib), 1)}",
             f"fill huge {size(28)}",
             "pagecache",
             f"fill anon {size(128)}",
@@ -148,17 +149,27 @@ def _mixed() -> Image:
     )
 
 
-def _foreign(kernel: str, levels: int, method: Method, *, poison: bool) -> Image:
+def _foreign(
+    kernel: str,
+    levels: int,
+    method: Method,
+    *,
+    poison: bool = False,
+    huge_mib: int = 2,
+    machine: tuple[str, ...] = (),
+    suffix: str = "",
+) -> Image:
     """A guest of another architecture: emulation is slow there, so it has half as much to do."""
     return Image(
-        name=f"k{kernel}",
+        name=f"k{kernel}{suffix}",
         kernel=kernel,
         paging_levels=levels,
         memory_mib=GIB // 2,
         disk_mib=64,
-        plan=small_plan(GIB // 4, poison=poison),
+        plan=small_plan(GIB // 4, poison=poison, huge_mib=huge_mib),
         method=method,
         append="loglevel=7",  # the console is what the log is compared with
+        machine=machine,
         native=False,
     )
 
@@ -188,7 +199,24 @@ IMAGES: dict[str, Image] = {
         _kexec("6.1"),
         _foreign("6.1-arm64", 4, Method.QMP_ELF, poison=True),
         # QEMU 7.2 gives a riscv64 guest no vmcoreinfo device; Linux has no memory failures there
-        _foreign("6.12-riscv64", 5, Method.FILE, poison=False),
+        _foreign("6.12-riscv64", 5, Method.FILE),
+        # only a processor newer than the usual one has pages of 16 KiB
+        _foreign(
+            "6.12-arm64-16k",
+            4,
+            Method.QMP_ELF,
+            huge_mib=32,
+            machine=("-cpu", "max,pauth-impdef=on"),
+        ),
+        # the same kernel, built for 52 bits of addresses, on a machine that has 48
+        _foreign(
+            "6.12-arm64-16k",
+            3,
+            Method.QMP_ELF,
+            huge_mib=32,
+            machine=("-cpu", "max,pauth-impdef=on,lpa2=off"),
+            suffix="-47",
+        ),
         _bench("bench-6g", 6 * GIB, BENCH_PLAN, Method.QMP_ELF),
         _bench("bench-64g-sparse", 64 * GIB, BENCH_PLAN, Method.SPARSE),
         _bench(

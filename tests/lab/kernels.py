@@ -20,6 +20,11 @@ class Kernel:
     name: str
     suite: str
     architecture: str = debs.NATIVE
+    suffix: str = ""  # of the flavour's name, such as -16k
+
+    @property
+    def flavour(self) -> str:
+        return self.architecture + self.suffix
 
 
 KERNELS = {
@@ -31,6 +36,7 @@ KERNELS = {
         # sid moves on; the sidecar of an image tells which release it really holds
         Kernel("7.2", "sid"),
         Kernel("6.1-arm64", "bookworm", "arm64"),
+        Kernel("6.12-arm64-16k", "trixie", "arm64", "-16k"),
         Kernel("6.12-riscv64", "trixie", "riscv64"),
     )
 }
@@ -47,11 +53,11 @@ class UnpackedKernel:
 
 
 def _image_package(kernel: Kernel) -> str:
-    arch = kernel.architecture
-    for name in debs.dependencies(kernel.suite, f"linux-image-{arch}", arch):
-        if re.fullmatch(rf"linux-image-\d.*-{arch}", name):
+    meta_package = f"linux-image-{kernel.flavour}"
+    for name in debs.dependencies(kernel.suite, meta_package, kernel.architecture):
+        if re.fullmatch(rf"linux-image-\d.*-{kernel.flavour}", name):
             return name
-    raise LabError(f"{kernel.suite}: linux-image-{arch} names no kernel image")
+    raise LabError(f"{kernel.suite}: {meta_package} names no kernel image")
 
 
 def release_of(kernel: Kernel) -> str:

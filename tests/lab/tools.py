@@ -29,6 +29,13 @@ APT_PACKAGES = (
     "libc6-dev",
     "xz-utils",
     "liblzo2-2",
+    # guests of other architectures, and the filler that runs in them
+    "qemu-system-arm",
+    "qemu-system-misc",
+    "gcc-aarch64-linux-gnu",
+    "libc6-dev-arm64-cross",
+    "gcc-riscv64-linux-gnu",
+    "libc6-dev-riscv64-cross",
 )
 INSTALL_TIMEOUT_S = 600
 DRGN_REQUIREMENT = "drgn==0.3.0"

@@ -37,9 +37,9 @@ def _lzo() -> ctypes.CDLL:
     return ctypes.CDLL("liblzo2.so.2")
 
 
-def _decode_lzo(data: bytes) -> bytes:
-    page = ctypes.create_string_buffer(PAGE_SIZE)
-    length = ctypes.c_size_t(PAGE_SIZE)
+def _decode_lzo(data: bytes, page_size: int) -> bytes:
+    page = ctypes.create_string_buffer(page_size)
+    length = ctypes.c_size_t(page_size)
     status = _lzo().lzo1x_decompress_safe(
         data, ctypes.c_size_t(len(data)), page, ctypes.byref(length), None
     )
@@ -48,26 +48,27 @@ def _decode_lzo(data: bytes) -> bytes:
     return page.raw[: length.value]
 
 
-def _decode_snappy(data: bytes) -> bytes:
+def _decode_snappy(data: bytes, page_size: int) -> bytes:
+    del page_size  # it is in the data
     return bytes(cramjam.snappy.decompress_raw(data))
 
 
-def _decode_zstd(data: bytes) -> bytes:
+def _decode_zstd(data: bytes, page_size: int) -> bytes:
     if not hasattr(_local, "zstd"):
         _local.zstd = zstandard.ZstdDecompressor()
-    return cast("bytes", _local.zstd.decompress(data, max_output_size=PAGE_SIZE))
+    return cast("bytes", _local.zstd.decompress(data, max_output_size=page_size))
 
 
-_DECODERS: dict[int, Callable[[bytes], bytes]] = {
-    0: bytes,
-    PageFlags.ZLIB: zlib.decompress,
+_DECODERS: dict[int, Callable[[bytes, int], bytes]] = {
+    0: lambda data, _: data,
+    PageFlags.ZLIB: lambda data, _: zlib.decompress(data),
     PageFlags.LZO: _decode_lzo,
     PageFlags.SNAPPY: _decode_snappy,
     PageFlags.ZSTD: _decode_zstd,
 }
 
 
-def decode(flags: int, data: bytes) -> bytes:
+def decode(flags: int, data: bytes, page_size: int = PAGE_SIZE) -> bytes:
     """A page's contents.
 
     Raises:
@@ -76,7 +77,7 @@ def decode(flags: int, data: bytes) -> bytes:
     decoder = _DECODERS.get(flags & CODEC_FLAGS)
     if decoder is None:
         raise ValueError(f"page flags {flags:#x} name no codec")
-    page = decoder(data)
-    if len(page) != PAGE_SIZE:
+    page = decoder(data, page_size)
+    if len(page) != page_size:
         raise ValueError(f"{len(data)} bytes with flags {flags:#x} are {len(page)} bytes of page")
     return page

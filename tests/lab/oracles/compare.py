@@ -78,7 +78,7 @@ def _differing_pages(a: KdumpPages, b: KdumpPages, pfns: PfnArray) -> PfnArray:
         stored_a, stored_b = a.stored(*one[:2]), b.stored(*two[:2])
         if stored_a == stored_b and one[2] == two[2]:
             return True
-        return decode(one[2], stored_a) == decode(two[2], stored_b)
+        return decode(one[2], stored_a, a.page_size) == decode(two[2], stored_b, b.page_size)
 
     bad = {unique[index] for index in _in_chunks(len(unique), differ)}
     return pfns[[index for index, pair in enumerate(pairs) if pair in bad]] if bad else pfns[:0]
@@ -103,7 +103,7 @@ def compare_dumps(a: Path, b: Path) -> Differences:
 
 def compare_with_image(dump: Path, image: Path) -> PfnArray:
     """Pfns of a kdump-compressed file whose contents are not those of its ELF image."""
-    with KdumpPages(dump) as pages, ElfPages(image) as memory:
+    with KdumpPages(dump) as pages, ElfPages(image, pages.page_size) as memory:
         pfns = pages.pfns.tolist()
 
         def differ(indices: range) -> list[int]:

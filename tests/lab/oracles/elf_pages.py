@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class ElfPages:
     """An opened ELF vmcore; use it as a context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, page_size: int = PAGE_SIZE) -> None:
         """Maps the file and reads its program headers."""
+        self._page_size = page_size
         headers = read_program_headers(path)
         self._loads = sorted(
             (header.p_paddr, header.p_paddr + header.p_filesz, header.p_offset)
@@ -48,18 +49,18 @@ class ElfPages:
     def pfns(self) -> NDArray[np.int64]:
         """int64[n_pages]: pages that lie wholly in one segment, ascending."""
         runs = [
-            np.arange(-(-start // PAGE_SIZE), stop // PAGE_SIZE, dtype=np.int64)
+            np.arange(-(-start // self._page_size), stop // self._page_size, dtype=np.int64)
             for start, stop, _ in self._loads
         ]
         return np.concatenate(runs)
 
     def read_page(self, pfn: int) -> bytes | None:
         """A page's contents, zero where no segment has it; None if no segment has any of it."""
-        first = pfn * PAGE_SIZE
-        page = bytearray(PAGE_SIZE)
+        first = pfn * self._page_size
+        page = bytearray(self._page_size)
         found = False
         for start, stop, off in self._loads:
-            low, high = max(start, first), min(stop, first + PAGE_SIZE)
+            low, high = max(start, first), min(stop, first + self._page_size)
             if low < high:
                 found = True
                 page[low - first : high - first] = self._map[off + low - start : off + high - start]

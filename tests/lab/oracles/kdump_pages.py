@@ -76,7 +76,7 @@ class KdumpPages:
         """Maps the file and reads its headers.
 
         Raises:
-            ValueError: not a little-endian 64-bit file of version 6 with 4 KiB blocks.
+            ValueError: not a little-endian 64-bit file of version 6 with blocks of 4 to 64 KiB.
         """
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
@@ -84,9 +84,10 @@ class KdumpPages:
         if self._map[: len(SIGNATURE)] != SIGNATURE or version != 6:
             raise ValueError(f"{path}: not a kdump-compressed file of version 6")
         self.header = Header._make(_HEADER.unpack_from(self._map, _HEADER_OFF))
-        if self.header.block_size != PAGE_SIZE:
+        self.page_size = self.header.block_size
+        if self.page_size not in (PAGE_SIZE, 4 * PAGE_SIZE, 16 * PAGE_SIZE):
             raise ValueError(f"{path}: blocks of {self.header.block_size} bytes")
-        self.sub_header = SubHeader._make(_SUB_HEADER.unpack_from(self._map, PAGE_SIZE))
+        self.sub_header = SubHeader._make(_SUB_HEADER.unpack_from(self._map, self.page_size))
 
     def __enter__(self) -> Self:
         """The opened file."""
@@ -117,8 +118,8 @@ class KdumpPages:
         return self._map[start : start + self.sub_header.size_vmcoreinfo]
 
     def _bitmap(self, number: int) -> BoolArray:
-        n_bytes = self.header.bitmap_blocks * PAGE_SIZE // 2
-        start = (1 + self.header.sub_hdr_size) * PAGE_SIZE + number * n_bytes
+        n_bytes = self.header.bitmap_blocks * self.page_size // 2
+        start = (1 + self.header.sub_hdr_size) * self.page_size + number * n_bytes
         packed = np.frombuffer(self._map[start : start + n_bytes], np.uint8)
         bits = np.unpackbits(packed, bitorder="little")
         if bits[self.max_mapnr :].any():
@@ -144,7 +145,7 @@ class KdumpPages:
     def descriptors(self) -> NDArray[Any]:
         """PAGE_DESC[n_dumped], in the order of `pfns`."""
         header = self.header
-        start = (1 + header.sub_hdr_size + header.bitmap_blocks) * PAGE_SIZE
+        start = (1 + header.sub_hdr_size + header.bitmap_blocks) * self.page_size
         data = self._map[start : start + len(self.pfns) * PAGE_DESC.itemsize]
         return np.frombuffer(data, PAGE_DESC)
 
@@ -159,7 +160,7 @@ class KdumpPages:
             ValueError: the stored data is damaged.
         """
         off, size, flags, _ = self.descriptors[index].tolist()
-        return decode(flags, self.stored(off, size))
+        return decode(flags, self.stored(off, size), self.page_size)
 
     def read_page(self, pfn: int) -> bytes | None:
         """A page's contents, None where the dump does not have it."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.memory.addresses import ByteArray, PfnArray
 from stages.cache.pages import PageCache
+from stages.cache.policy import Lru
 from stages.reader.image import ImageInfo
 from tests.support.vmcore_writer import described
 from tests.unit.translator.made_kernel import PAGE, MemoryImage
@@ -72,7 +73,7 @@ class TestContents:
         """Contents, hits, misses and what is kept agree with a plain model, request by request."""
         image = image_of(tuple(lost))
         image.max_mapnr = N_PAGES
-        cache = PageCache(image, capacity_bytes=capacity * PAGE)
+        cache = PageCache(image, capacity_bytes=capacity * PAGE, policy=Lru)
         model = _Model(capacity, lost | set(range(N_PAGES, N_PAGES + 4)))
         for request in requests:
             model.ask(request)
@@ -147,7 +148,7 @@ class TestCapacity:
     async def test_oldest_goes_first(self) -> None:
         """The page that was longest not asked for makes room; evictions are counted."""
         image = image_of()
-        cache = PageCache(image, capacity_bytes=3 * PAGE)
+        cache = PageCache(image, capacity_bytes=3 * PAGE, policy=Lru)
         for pfns in ((1, 2, 3), (1,), (4,)):
             await cache.get_many(pfns_of(*pfns))
         await cache.get_many(pfns_of(1, 3, 4))

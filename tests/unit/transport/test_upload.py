@@ -374,11 +374,11 @@ async def test_chunk_without_outline_is_refused(tmp_path: Path) -> None:
 
 async def test_slow_line_is_not_a_stall(tmp_path: Path) -> None:
     """A chunk that takes longer than the stall limit arrives, because its bytes keep coming."""
-    source = stream(100_000, chunk_bytes=50_000)
-    line = Faults(up=Line(rate=100_000))
+    source = stream(500_000, chunk_bytes=500_000)
+    line = Faults(up=Line(rate=400_000))
     async with running_receiver(tmp_path) as receiver, faulty_proxy(receiver.port, line) as proxy:
-        sending = options(stall_s=0.3, heartbeat_s=0.05)
-        sink = make_tcp_sink(proxy.port, chunk_bytes=50_000, sending=sending)
+        sending = options(stall_s=0.8, heartbeat_s=0.05, window_bytes=2 * MIB)
+        sink = make_tcp_sink(proxy.port, chunk_bytes=500_000, sending=sending)
         await send(source, sink)
 
         assert sink.sender.n_lost == 0
