@@ -46,9 +46,7 @@ _CACHE_BYTES: Final = 32 << 20
 class AsyncDump:
     """An open image; made by `open_image_async`. Calls may run side by side."""
 
-    def __init__(
-        self, image: Image, cache: PageCache | BlockCache, kernel: Kernel | None
-    ) -> None:
+    def __init__(self, image: Image, cache: PageCache | BlockCache, kernel: Kernel | None) -> None:
         self._image = image
         self._cache = cache
         self._kernel = kernel

@@ -182,7 +182,13 @@ def _settings(arguments: Namespace) -> LoadedSettings:
 def _request(arguments: Namespace) -> DumpRequest:
     from pipeline.config.request import DumpRequest
 
-    return DumpRequest(arguments.source, arguments.target, debug=arguments.debug)
+    return DumpRequest(
+        arguments.source,
+        arguments.target,
+        debug=arguments.debug,
+        also=tuple(arguments.also),
+        encrypt_to=tuple(arguments.encrypt_to),
+    )
 
 
 def _dump(arguments: Namespace) -> int:
@@ -235,6 +241,33 @@ def _trace(arguments: Namespace) -> int:
     return commands.run_trace_replay(arguments)
 
 
+def _receive(arguments: Namespace) -> int:
+    from pipeline.run import commands
+
+    return commands.run_receive(arguments)
+
+
+def _resume(arguments: Namespace) -> int:
+    from pipeline.config.arguments import given_reports
+    from pipeline.run import commands
+
+    return commands.run_resume(arguments.journal, given_reports(arguments))
+
+
+def _keygen(arguments: Namespace) -> int:
+    from pipeline.run import commands
+
+    return commands.run_keygen(arguments.file)
+
+
+def _decrypt(arguments: Namespace) -> int:
+    from pipeline.run import commands
+
+    return commands.run_decrypt(
+        arguments.source, arguments.target, arguments.identity, overwrite=arguments.force
+    )
+
+
 def _demo(arguments: Namespace) -> int:
     from pipeline.run import commands
 
@@ -256,6 +289,10 @@ _COMMANDS: Final[dict[str, Callable[[Namespace], int]]] = {
     "translate": _translate,
     "dmesg": _dmesg,
     "trace": _trace,
+    "receive": _receive,
+    "resume": _resume,
+    "keygen": _keygen,
+    "decrypt": _decrypt,
     "demo": _demo,
     "doctor": _doctor,
 }

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, NoReturn
 
+from pipeline.config import network_arguments as network
 from pipeline.errors import EXIT_USAGE
 from pipeline.obs.plain import one_line
 
@@ -135,6 +136,15 @@ def given_settings(arguments: argparse.Namespace) -> Iterator[Given]:
             yield Given(option, key, value)
 
 
+def given_reports(arguments: argparse.Namespace) -> Iterator[Given]:
+    """Of those, the ones that every command with a report takes."""
+    for name in ("progress", "log_format", "stats"):
+        option, key = _SETTING_OPTIONS[name]
+        value = getattr(arguments, name)
+        if value is not None:
+            yield Given(option, key, value)
+
+
 def dump_level(text: str) -> int:
     """``-d``: a decimal number from 0 to 31, and nothing else around it."""
     if not re.fullmatch("[0-9]{1,2}", text) or int(text) > MAX_DUMP_LEVEL:
@@ -146,6 +156,15 @@ def codec_level(text: str) -> int:
     if not re.fullmatch("[0-9]{1,2}", text) or int(text) > MAX_CODEC_LEVEL:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {MAX_CODEC_LEVEL}")
     return int(text)
+
+
+def _size(text: str) -> int:
+    from pipeline.memory.sizes import parse_size
+
+    try:
+        return parse_size(text)
+    except (ValueError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class _ShowVersion(argparse.Action):
@@ -201,6 +220,15 @@ def make_parser() -> argparse.ArgumentParser:
     _add_dump(plan)
     _add_json(plan)
     _add_trace(_command(commands, "trace", "what a run asks of the cache", _TRACE_EPILOGUE))
+    receive = _command(commands, "receive", "take dumps in", network.RECEIVE_EPILOGUE)
+    network.add_receive(receive, _size)
+    resume = _command(commands, "resume", "go on with an upload", network.RESUME_EPILOGUE)
+    network.add_resume(resume)
+    _add_report_options(resume.add_argument_group("what is reported"))
+    keygen = _command(commands, "keygen", "make a key to encrypt to", network.KEYGEN_EPILOGUE)
+    network.add_keygen(keygen)
+    decrypt = _command(commands, "decrypt", "read an encrypted dump", network.DECRYPT_EPILOGUE)
+    network.add_decrypt(decrypt)
     demo = _command(commands, "demo", "see it work on a small image", _DEMO_EPILOGUE)
     demo.add_argument(
         "--directory", metavar="DIR", help="where the files go (default: a new temporary folder)"
@@ -257,6 +285,16 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def _add_dump(parser: argparse.ArgumentParser) -> None:
     _add_source(parser, "SOURCE", "memory image, such as /proc/vmcore")
     parser.add_argument("target", metavar="TARGET", help="where the dump goes")
+    parser.add_argument(
+        "also", metavar="TARGET", nargs="*", help="more targets, which get it at the same time"
+    )
+    parser.add_argument(
+        "--encrypt-to",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="public key (age1...) or @FILE of keys; repeatable",
+    )
     _add_content_options(parser.add_argument_group("what is dumped"))
     _add_settings_options(parser.add_argument_group("settings"))
     _add_report_options(parser.add_argument_group("what is reported"))

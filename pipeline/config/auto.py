@@ -53,7 +53,7 @@ _WINDOW_BYTES: Final = 2 * MIB  # stays in a core's cache while its fields are t
 _CACHE_BYTES: Final = 8 * MIB
 _LINE_WORKERS: Final = 4
 _SLOW_BLOCK: Final = 64 * KIB
-_AHEAD_BYTES: Final = 24 * MIB
+_AHEAD_BYTES: Final = 20 * MIB
 _DESCRIPTOR_BYTES: Final = 1 * MIB
 _MAX_READ_AHEAD: Final = 32 * MIB
 _PFN_CHANNEL_BYTES: Final = 1 * MIB
@@ -159,7 +159,7 @@ def _ahead(settings: Settings, image: ImageFacts, budget: int) -> int:
     """What may be read ahead of its use over a slow line; local files need none."""
     if not image.in_flight or not settings.cache.prefetch:
         return 0
-    return _size(settings.cache.window, min(_AHEAD_BYTES, budget * 3 // 8))
+    return _size(settings.cache.window, min(_AHEAD_BYTES, budget * 5 // 16))
 
 
 def _filter_workers(settings: Settings, image: ImageFacts, reasons: _Reasons) -> int:
@@ -393,7 +393,7 @@ def _dump(settings: Settings, image: ImageFacts, reasons: _Reasons) -> DumpSetti
 _WHY_AUTO: Final = {
     "reader.channel_bytes": "two batches, of page numbers only when workers read for themselves",
     "reader.read_ahead": f"two batches for each worker, {show_size(_MAX_READ_AHEAD)} at most",
-    "cache.window": f"three eighths of the budget, {show_size(_AHEAD_BYTES)} at most; none locally",
+    "cache.window": f"five sixteenths of the budget, {show_size(_AHEAD_BYTES)} at most; none locally",
     "cache.capacity": f"an eighth of the budget, {show_size(_CACHE_BYTES)} at most",
     "filter.channel_bytes": "one window",
     "filter.window_bytes": f"stays in a core's cache: {show_size(_WINDOW_BYTES)} at most",

@@ -105,12 +105,14 @@ def shares(sizes: Sizes) -> tuple[MemoryShare, ...]:
     """What each consumer holds at its peak, the interpreter first."""
     worker = SLOTS_PER_WORKER * sizes.slot_bytes + _PRIVATE_BYTES[sizes.mode] + sizes.batch_bytes
     reading = sizes.batch_bytes if sizes.sends_data else 0
+    windows = sizes.filter_workers * sizes.window * _WINDOW_COPIES
     return (
         MemoryShare("interpreter and libraries", BASE_BYTES, counted=False),
         MemoryShare("page bitmaps", sizes.bitmaps),
         MemoryShare("page cache", sizes.cache),
-        MemoryShare("read ahead over the line", sizes.ahead),
-        MemoryShare("filter windows", sizes.filter_workers * sizes.window * _WINDOW_COPIES),
+        MemoryShare("filter windows", windows),
+        # The filter has given its windows back when the copy begins.
+        MemoryShare("read ahead over the line, beyond these", max(sizes.ahead - windows, 0)),
         MemoryShare("read buffer", reading),
         MemoryShare("workers: slots, buffers, codec", sizes.workers * worker),
         MemoryShare("descriptors", sizes.descriptors * _DESCRIPTOR_COPIES),
@@ -134,10 +136,12 @@ def fit(wish: Sizes, budget: int) -> Sizes:
     steps: tuple[Callable[[Sizes], Sizes | None], ...] = (
         lambda sizes: _halve_largest_buffer(sizes, budget // 16),
         lambda sizes: _halve_batch(sizes, _GOOD_BATCH),
+        lambda sizes: _halve_ahead(sizes, budget // 8),
         lambda sizes: _drop_worker(sizes, 2),
         lambda sizes: _halve_batch(sizes, _LEAST_BATCH),
         lambda sizes: _drop_worker(sizes, 1),
         lambda sizes: _halve_largest_buffer(sizes, 0),
+        lambda sizes: _halve_ahead(sizes, 0),
         _drop_filter_worker,
     )
     sizes = wish
@@ -156,7 +160,6 @@ def _least(sizes: Sizes) -> dict[str, int]:
     batch = sizes.batch_bytes
     return {
         "cache": _LEAST_CACHE,
-        "ahead": 0,
         "window": _LEAST_WINDOW,
         "descriptors": _LEAST_DESCRIPTORS,
         "filter_channel": _LEAST_WINDOW,
@@ -179,6 +182,11 @@ def _halve_largest_buffer(sizes: Sizes, share: int) -> Sizes | None:
     if spare[name] <= 0:
         return None
     return replace(sizes, **{name: max(held[name] // 2, held[name] - spare[name])})
+
+
+def _halve_ahead(sizes: Sizes, least: int) -> Sizes | None:
+    """Halve what is read ahead over a slow line, which is time rather than a need."""
+    return None if sizes.ahead <= least else replace(sizes, ahead=max(sizes.ahead // 2, least))
 
 
 def _halve_batch(sizes: Sizes, least_bytes: int) -> Sizes | None:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from pipeline.config.schema import check_value, near, sections, setting_keys, unknown
+from pipeline.config.schema import check_value, near, sections, setting_keys, unknown, value_of
 from pipeline.config.settings import Settings
 from pipeline.errors import ConfigError
 
@@ -103,6 +103,12 @@ def stack(layers: Iterable[Layer]) -> LoadedSettings:
             table = table.setdefault(each, {})
         table[name] = value
     return LoadedSettings(msgspec.convert(tables, Settings), origins)
+
+
+def settings_values(settings: Settings) -> dict[str, object]:
+    """Every setting as a `Layer` has it: plain values by dotted key, absent where it is None."""
+    found = {key: value_of(settings, key) for key in setting_keys()}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def profile_names() -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 STDOUT: Final = "-"
-_APPEND_ONLY: Final = ("tcp://", "tls://", "http://", "https://")
+_APPEND_ONLY: Final = ("ssh://",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +17,17 @@ class DumpRequest:
         source: path of the memory image.
         target: a path, ``-`` for standard output, or a URL (``sftp://``, ``s3://``, ...).
         debug: show tracebacks; for people who work on dumpstream itself.
+        also: further targets, which get the same dump at the same time.
+        encrypt_to: public keys (``age1...``) or ``@FILE``; empty for a dump that anyone can read.
+        journal: of an upload to go on with, None for a new dump.
     """
 
     source: str
     target: str
     debug: bool = False
+    also: tuple[str, ...] = ()
+    encrypt_to: tuple[str, ...] = ()
+    journal: str | None = None
 
     @property
     def to_stdout(self) -> bool:
@@ -31,3 +37,7 @@ class DumpRequest:
     def is_stream(self) -> bool:
         """True: bytes leave in order and are never revisited, so only the flattened form fits."""
         return self.to_stdout or self.target.startswith(_APPEND_ONLY)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (self.target, *self.also)

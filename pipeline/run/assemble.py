@@ -5,18 +5,22 @@ Imports are inside the functions: a command loads what it needs and no more.
 
 from __future__ import annotations
 
+import os
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.request import STDOUT
 from pipeline.errors import DumpError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
+    from pipeline.config.layers import LoadedSettings
     from pipeline.config.request import DumpRequest
     from pipeline.config.resolved import ImageFacts, Resolved
     from pipeline.config.settings import Settings
+    from pipeline.flow.items import HeadOrder
     from pipeline.flow.protocols import Sink
     from pipeline.obs.counters import RunCounters
     from pipeline.run.runner import Flow
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from stages.compressor.slots import SlotArena
     from stages.filter.stage import FilterResult
     from stages.reader.image import Image
+    from stages.sink.journal import Journal
     from stages.sink.partial_file import PartialFile
     from stages.translator.kernel import Kernel
 
@@ -212,25 +217,47 @@ def make_pool(image: Image, resolved: Resolved, level: int) -> tuple[EncoderPool
     return LocalPool(make_worker, wanted.workers if wanted.mode == "threads" else 0), arena
 
 
-def make_sink(request: DumpRequest, resolved: Resolved, settings: Settings) -> Sink[Any]:
-    """The sink for the request's target.
+def make_sink(
+    request: DumpRequest, resolved: Resolved, settings: Settings, journal: Journal | None = None
+) -> Sink[Any]:
+    """The sink for the request's target, or for all of them at once.
 
     Raises:
-        UsageError: the target is no name of a file, is the source, or is a URL that nobody serves.
+        UsageError: a target is no name of a file, is the source, or is a URL that nobody serves.
     """
-    if request.to_stdout:
+    if not request.also:
+        return _one_sink(request, request.target, resolved, settings, journal)
+    from stages.sink.fallback import show_target
+    from stages.sink.fanout import FanOutSink
+
+    sinks = [
+        (show_target(target), _one_sink(request, target, resolved, settings, None))
+        for target in request.targets
+    ]
+    return FanOutSink(sinks, buffer_bytes=resolved.sink.channel_bytes)
+
+
+def _one_sink(
+    request: DumpRequest,
+    target: str,
+    resolved: Resolved,
+    settings: Settings,
+    journal: Journal | None,
+) -> Sink[Any]:
+    if target == STDOUT:
         from stages.sink.flattened import FlattenedSink, StdoutStream
 
         return FlattenedSink(StdoutStream())
-    if "://" in request.target:
+    if "://" in target:
         from stages.sink.targets import make_remote_sink
 
-        return make_remote_sink(request.target, settings)
+        encrypted = bool(request.encrypt_to)
+        return make_remote_sink(target, settings, journal, encrypted=encrypted)
     from stages.sink.partial_file import PartialFile
 
-    file = PartialFile(request.target, overwrite=resolved.dump.overwrite, fsync=resolved.sink.fsync)
+    file = PartialFile(target, overwrite=resolved.dump.overwrite, fsync=resolved.sink.fsync)
     if file.would_replace(request.source):
-        raise UsageError(f"{request.target}: would replace the source, {request.source}")
+        raise UsageError(f"{target}: would replace the source, {request.source}")
     if resolved.dump.flatten:
         from stages.sink.flattened import FileStream, FlattenedSink
 
@@ -248,12 +275,124 @@ def _file_sink(file: PartialFile, resolved: Resolved) -> Sink[Any]:
     return FileSink(file, PwriteWriter())
 
 
+def transport() -> ModuleType:
+    """What `receive` runs."""
+    from importlib import import_module
+
+    return import_module("stages.transport.receive")
+
+
+def crypt() -> ModuleType:
+    """What `keygen` and `decrypt` run."""
+    from importlib import import_module
+
+    return import_module("stages.crypt.commands")
+
+
+_ENCRYPT_TO = "encrypt_to"
+
+
+def read_journal(path: str) -> tuple[str, str, dict[str, Any], tuple[str, ...]]:
+    """Source, target, settings by dotted key, and keys, of the upload that `path` is about."""
+    from pathlib import Path
+
+    from stages.sink.journal import Journal
+
+    header = Journal.open(Path(path)).header
+    settings = dict(header.settings)
+    keys = settings.pop(_ENCRYPT_TO, "")
+    return header.source.path, header.target, settings, tuple(str(keys).split())
+
+
+def make_journal(
+    request: DumpRequest, resolved: Resolved, loaded: LoadedSettings
+) -> Journal | None:
+    """Where the upload is written down, so that another process can go on with it.
+
+    None for targets that cannot be gone on with, and where `net.journal_dir` says so.
+
+    Raises:
+        SinkError: the journal to go on with is of another source.
+    """
+    from stages.sink.targets import is_journalled
+
+    wanted = loaded.settings.net.journal_dir
+    if request.also or not is_journalled(request.target) or "://" in request.source:
+        return None
+    from pathlib import Path
+
+    from stages.sink.journal import Journal, identify_source
+
+    if request.journal is not None:
+        journal = Journal.open(Path(request.journal))
+        journal.require_source(identify_source(request.source))
+        return journal
+    if wanted == "none":
+        return None
+    from pipeline.config.layers import settings_values
+
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    folder = Path(state) / "dumpstream" if wanted == "auto" else Path(wanted)
+    shaping = {
+        # What `auto` became shapes the bytes, and may become something else another time.
+        "compressor.batch_pages": resolved.compressor.batch_pages,
+        "compressor.level": resolved.compressor.level,
+    }
+    return Journal.create(
+        folder,
+        target=request.target,
+        source=identify_source(request.source),
+        settings={
+            **settings_values(loaded.settings),
+            **shaping,
+            **({_ENCRYPT_TO: " ".join(request.encrypt_to)} if request.encrypt_to else {}),
+        },
+    )
+
+
+def encrypted(flow: Flow, request: DumpRequest, journal: Journal | None) -> Flow:
+    """`flow` with a stage before the sink that encrypts to the request's keys."""
+    from dataclasses import replace
+
+    from pipeline.flow.channel import Channel
+    from stages.crypt.dump_key import make_dump_key
+    from stages.crypt.stage import EncryptStage
+
+    stage = EncryptStage(make_dump_key(request.encrypt_to, journal))
+    channel: Channel[Any] = Channel("encrypt", flow.channels[-1].stats.capacity_bytes)
+    return replace(flow, stages=[*flow.stages, stage], channels=[*flow.channels, channel])
+
+
+def describe_run(
+    sink: Sink[Any], image: Image, run_settings: dict[str, Any], counters: RunCounters, started: str
+) -> None:
+    """Give a sink that writes a manifest what only the run knows."""
+    describe = getattr(sink, "describe", None)
+    if describe is None:
+        return
+    from stages.formats.vmcoreinfo import VmcoreInfo
+    from stages.sink.journal import identify_source
+    from stages.sink.manifest import DumpFacts
+
+    text = image.info.vmcoreinfo
+    describe(
+        DumpFacts(
+            source=None if "://" in image.path else identify_source(image.path),
+            kernel_release=None if text is None else VmcoreInfo.parse(text).osrelease,
+            settings=run_settings,
+            excluded=counters.excluded,
+            started=started,
+        )
+    )
+
+
 async def make_flow(
     image: Image,
     kernel: Kernel | None,
     chosen: FilterResult,
     pool: EncoderPool,
     arena: SlotArena,
+    head_order: HeadOrder,
     sink: Sink[Any],
     resolved: Resolved,
     counters: RunCounters,
@@ -281,7 +420,7 @@ async def make_flow(
         kernel,
         chosen,
         codec=resolved.compressor.codec,
-        head_order=sink.head_order,
+        head_order=head_order,
         missing_as_zero=resolved.reader.on_read_error == "zero",
         descriptor_bytes=resolved.writer.descriptor_bytes,
         counters=counters,

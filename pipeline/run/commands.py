@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from pipeline.config.arguments import Given
     from pipeline.config.layers import LoadedSettings
     from pipeline.config.request import DumpRequest
 
@@ -149,6 +150,54 @@ def _capacity(text: str) -> int:
     if not 1 <= capacity <= _MAX_REPLAY_BYTES:
         raise UsageError(f"--capacity: expected 1 to {_MAX_REPLAY_BYTES} bytes")
     return capacity
+
+
+def run_receive(arguments: Namespace) -> int:
+    """Take dumps in, or rebuild one from a flattened stream."""
+    names: list[str] = arguments.target
+    from_stream = names[0] == "-" and len(names) == 2
+    if from_stream == (arguments.listen is not None) or not (from_stream or len(names) == 1):
+        raise UsageError("receive takes --listen HOST:PORT DIR, or - FILE")
+    receive = assemble.transport()
+    return int(
+        receive.run_receive(
+            receive.ReceiveRequest(
+                listen=arguments.listen,
+                target=names[-1],
+                tls_cert=arguments.tls_cert,
+                tls_key=arguments.tls_key,
+                tls_client_ca=arguments.tls_client_ca,
+                max_bytes=arguments.max_bytes,
+                max_dumps=arguments.max_dumps,
+                max_rate=arguments.max_rate,
+                overwrite=arguments.force,
+            )
+        )
+    )
+
+
+def run_resume(journal: str, reports: Iterable[Given]) -> int:
+    """Go on with the upload that `journal` is about; what it says decides, beside `reports`."""
+    from pipeline.config.layers import Layer, load_settings
+    from pipeline.config.request import DumpRequest
+    from pipeline.run.dump import run_dump
+
+    source, target, values, encrypt_to = assemble.read_journal(journal)
+    options = [Layer(each.option, {each.key: each.value}) for each in reports]
+    loaded = load_settings(options=[Layer(journal, values), *options])
+    configure_log(loaded.settings.run.log_format, loaded.settings.run.log_level)
+    request = DumpRequest(source, target, encrypt_to=encrypt_to, journal=journal)
+    return run_dump(request, loaded)
+
+
+def run_keygen(path: str | None) -> int:
+    """Make a key to encrypt dumps to."""
+    return int(assemble.crypt().run_keygen(path))
+
+
+def run_decrypt(source: str, target: str, identity: str, *, overwrite: bool) -> int:
+    """Decrypt `source` into `target`."""
+    return int(assemble.crypt().run_decrypt(source, target, identity, overwrite=overwrite))
 
 
 def run_demo(directory: str | None) -> int:

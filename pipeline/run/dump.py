@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_DONE, IncompleteDumpError, PageCountError, full_text
-from pipeline.flow.items import Receipt
+from pipeline.flow.items import HeadOrder, Receipt
 from pipeline.obs.counters import RunCounters
 from pipeline.obs.log import log_event
 from pipeline.obs.rss import MemorySampler
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from stages.compressor.slots import SlotArena
     from stages.filter.stage import FilterResult
     from stages.reader.image import Image
+    from stages.sink.journal import Journal
+
+
+def _now() -> str:
+    """RFC 3339, UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 @dataclass(slots=True)
@@ -39,6 +46,7 @@ class _Run:
     arena: SlotArena
     counters: RunCounters
     sampler: MemorySampler = field(default_factory=MemorySampler)
+    started: str = field(default_factory=_now)
     left_behind: str | None = None
     """An incomplete but usable dump that a failed run left."""
 
@@ -95,10 +103,11 @@ async def _watched(run: _Run) -> Receipt:
 
 
 async def _dump(run: _Run) -> Receipt:
-    sink = assemble.make_sink(run.request, run.resolved, run.loaded.settings)
+    journal = assemble.make_journal(run.request, run.resolved, run.loaded)
+    sink = assemble.make_sink(run.request, run.resolved, run.loaded.settings, journal)
     await sink.open()
     try:
-        receipt = await _both_passes(run, sink)
+        receipt = await _both_passes(run, sink, journal)
         await sink.commit()
     except BaseException:
         run.left_behind = await sink.abort()
@@ -106,7 +115,7 @@ async def _dump(run: _Run) -> Receipt:
     return receipt
 
 
-async def _both_passes(run: _Run, sink: Sink[Any]) -> Receipt:
+async def _both_passes(run: _Run, sink: Sink[Any], journal: Journal | None) -> Receipt:
     from pipeline.run.runner import run_flow
 
     counters, image = run.counters, run.image
@@ -118,9 +127,15 @@ async def _both_passes(run: _Run, sink: Sink[Any]) -> Receipt:
     if image.info.incomplete:
         log_event("source_incomplete", "warning", text=image.info.incomplete)
     counters.begin_phase("copy", chosen.kept.count())
+    # A head that is encrypted twice gives its key stream away: it goes out once, last.
+    order = HeadOrder.LAST if run.request.encrypt_to else sink.head_order
     flow = await assemble.make_flow(
-        image, kernel, chosen, run.pool, run.arena, sink, run.resolved, counters
+        image, kernel, chosen, run.pool, run.arena, order, sink, run.resolved, counters
     )
+    if run.request.encrypt_to:
+        flow = assemble.encrypted(flow, run.request, journal)
+        counters.channels.append(flow.channels[-1].stats)
+    assemble.describe_run(sink, image, _settings_in_force(run), counters, run.started)
     receipt = await run_flow(flow)
     counters.end_phase()
     counters.add_stage_seconds("compressor", run.pool.worker_seconds())
@@ -128,6 +143,13 @@ async def _both_passes(run: _Run, sink: Sink[Any]) -> Receipt:
     assemble.book_cache(image, cache, counters)
     _check_books(counters, chosen)
     return receipt
+
+
+def _settings_in_force(run: _Run) -> dict[str, Any]:
+    from pipeline.config.show_plan import settings_in_force
+
+    in_force = settings_in_force(run.resolved, run.loaded)
+    return {key: value for key, (value, _) in in_force.items()}
 
 
 def _check_books(counters: RunCounters, chosen: FilterResult) -> None:

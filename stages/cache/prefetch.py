@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 _PENALTY: Final = 0.75
-_LEAST_ROOM: Final = 1.0
+_LEAST_ROOM: Final = 0.1
+_RECOVERY: Final = 1 / 64
+"""Room that comes back with each request: now and then a prefetch shows whether hints are good."""
 _SAME_STEPS: Final = 2
 """Equal steps in a row that make a stride."""
 
@@ -60,6 +62,9 @@ class Room:
         self._blocks = max(self._blocks * _PENALTY, _LEAST_ROOM)
 
     def blocks(self, most: int) -> int:
+        """Blocks that may be under way now, up to `most`."""
+        if self._blocks < 1:
+            self._blocks += _RECOVERY
         return max(min(int(self._blocks), most), 0)
 
 

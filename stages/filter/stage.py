@@ -157,16 +157,15 @@ class FilterStage:
                 books.add(verdict)
                 await outbox.send(verdict)
         result = books.close()
-        result.warnings += await self._second_opinion(plan, result)
+        result.warnings += await self._second_opinion(plan, result.counts[PageClass.FREE.label])
         await outbox.send(EndOfFilter(result))
 
-    async def _second_opinion(self, plan: FilterPlan, result: FilterResult) -> list[str]:
+    async def _second_opinion(self, plan: FilterPlan, n_free: int) -> list[str]:
         """Only where free pages were looked for, in an image that still has all of them."""
         source, layout = self.image.info, plan.layout
         looked = plan.level & ~source.dump_level & DumpLevel.FREE
         if self.kernel is None or layout is None or not (looked and layout.knows_buddy):
             return []
-        n_free = result.counts[PageClass.FREE.label]
         return await check_free_count(self.kernel, layout, n_free, source.nr_cpus)
 
 
@@ -180,10 +179,15 @@ class _Keeper:
 
 
 async def filter_image(
-    image: Image, kernel: Kernel | None, level: int, *, window_bytes: int = WINDOW_BYTES
+    image: Image,
+    kernel: Kernel | None,
+    level: int,
+    *,
+    window_bytes: int = WINDOW_BYTES,
+    workers: int = 1,
 ) -> FilterResult:
     """The whole of pass 1 in one call; see `FilterStage` for what it raises."""
     keeper = _Keeper()
-    await FilterStage(image, kernel, level, window_bytes).run(keeper)
+    await FilterStage(image, kernel, level, window_bytes, workers).run(keeper)
     assert isinstance(keeper.last, EndOfFilter)
     return keeper.last.result

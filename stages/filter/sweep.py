@@ -40,7 +40,7 @@ from stages.translator.kernel import Kernel
 T = TypeVar("T")
 _Place: TypeAlias = tuple[Window, LocatedWindow]
 
-_MAX_PROBERS: Final = 4
+_MAX_PROBERS: Final = 8
 """Groups of windows whose heads are on their way."""
 _MAX_READY: Final = 64
 """Windows that wait for the one before them."""
@@ -241,14 +241,23 @@ class _Scan:
         return WindowScanner(self.image, self.layout, self.plan.level, n_pages=n_pages)
 
     async def _locate(self, windows: Sequence[Window]) -> list[LocatedWindow]:
-        return await _locate(self.kernel, self.plan.level, self.layout, self.saved, windows)
+        layout, page_size = self.layout, self.kernel.page_size
+        chunk = chunk_pages(layout, page_size) if self.plan.level & DumpLevel.FREE else 0
+        link = getattr(self.image, "link", None)
+        if link is not None and link.gap_bytes >= chunk * layout.size:
+            chunk = 0  # reading what lies between two heads costs no more than asking for heads
+        return await _locate(self.kernel, layout, self.saved, windows, chunk)
 
 
 async def _locate(
-    kernel: Kernel, level: int, layout: PageLayout, saved: PageBitmap, windows: Sequence[Window]
+    kernel: Kernel,
+    layout: PageLayout,
+    saved: PageBitmap,
+    windows: Sequence[Window],
+    chunk: int,
 ) -> list[LocatedWindow]:
+    """`chunk` as `chunk_pages` gives it, or 0 to look at all struct pages."""
     memmaps = await locate_windows(kernel.translator, windows, layout, kernel.page_size)
-    chunk = chunk_pages(layout, kernel.page_size) if level & DumpLevel.FREE else 0
     out: list[LocatedWindow] = []
     for window, (offset, pfns) in zip(windows, memmaps, strict=True):
         aligned = chunk and not (offset or window.first_pfn % chunk or window.n_pages % chunk)

@@ -10,12 +10,14 @@ together wait together, as many as `Link.max_in_flight` at once; the others queu
 
 from __future__ import annotations
 
-import heapq
 import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
 
 from stages.reader.file_io import ImageFile
 from stages.reader.remote_file import Outcome, Request
@@ -53,41 +55,65 @@ class SlowTransport:
         self._file = file
         self._slowness = slowness
         self._lock = threading.Lock()
-        self._slots = [0.0] * link.max_in_flight  # a heap: when each becomes free
+        self._slots = np.zeros(link.max_in_flight)
+        """When each becomes free."""
+        self._next_slot = 0
         self._line_free = 0.0
         self._random = random.Random(0)
 
     def fetch(self, requests: Sequence[Request]) -> list[Outcome]:
-        began = time.perf_counter()
         sizes = [len(view) for view, _ in requests]
-        due = self._schedule(sizes, began)
-        out: list[Outcome] = [0] * len(requests)
-        read_into, now = self._file.read_into, began
-        for index in sorted(range(len(due)), key=due.__getitem__):
-            while now < due[index]:
-                time.sleep(due[index] - now)
-                now = time.perf_counter()
-            try:
-                out[index] = read_into(*requests[index])
-            except OSError as error:
-                out[index] = error
-        n_bytes = sum(sizes)
-        self.link.book(len(requests), n_bytes, self._slowness.delay_s)
+        out: list[Outcome] = []
+        for due, mine in self._schedule(sizes, time.perf_counter()):
+            while (left := due - time.perf_counter()) > 0:
+                time.sleep(left)
+            out += self._read(requests[mine])
+        self.link.book(len(requests), sum(sizes), self._slowness.delay_s)
         return out
 
-    def _schedule(self, sizes: Sequence[int], now: float) -> list[float]:
-        """When the answer to each request is there."""
+    def _read(self, requests: Sequence[Request]) -> list[Outcome]:
+        read_into = self._file.read_into
+        try:
+            return [read_into(view, off) for view, off in requests]
+        except OSError:
+            return [self._read_one(view, off) for view, off in requests]
+
+    def _read_one(self, view: memoryview, off: int) -> Outcome:
+        try:
+            return self._file.read_into(view, off)
+        except OSError as error:
+            return error
+
+    def _schedule(self, sizes: Sequence[int], now: float) -> Iterator[tuple[float, slice]]:
+        """Runs of requests, and when their answers are there."""
+        slow, n_slots = self._slowness, len(self._slots)
+        if slow.jitter_s or slow.bytes_per_s:
+            due = self._schedule_each(sizes, now)
+            yield from ((at, slice(nth, nth + 1)) for nth, at in enumerate(due))
+            return
+        # All wait alike, so slots become free in the order in which they were taken.
+        for first in range(0, len(sizes), n_slots):
+            n_now = min(n_slots, len(sizes) - first)
+            with self._lock:
+                slots = (self._next_slot + np.arange(n_now)) % n_slots
+                self._next_slot = (self._next_slot + n_now) % n_slots
+                at = np.maximum(self._slots[slots], now) + slow.delay_s
+                self._slots[slots] = at
+            edges = [0, *(np.flatnonzero(np.diff(at)) + 1).tolist(), n_now]
+            for start, stop in pairwise(edges):
+                yield float(at[start]), slice(first + start, first + stop)
+
+    def _schedule_each(self, sizes: Sequence[int], now: float) -> list[float]:
         slow, draw = self._slowness, self._random.random
         due: list[float] = []
         with self._lock:
             for n_bytes in sizes:
-                done = max(now, self._slots[0]) + slow.delay_s
-                if slow.jitter_s:
-                    done += slow.jitter_s * draw()
+                slot = int(self._slots.argmin())
+                done = max(now, float(self._slots[slot])) + slow.delay_s + slow.jitter_s * draw()
                 if slow.bytes_per_s:
                     done = max(done, self._line_free) + n_bytes / slow.bytes_per_s
                     self._line_free = done
-                heapq.heapreplace(self._slots, done)
+                self._slots[slot] = done
                 due.append(done)
         return due
 

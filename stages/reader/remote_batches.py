@@ -15,7 +15,7 @@ from stages.reader.batches import plan_batches
 if TYPE_CHECKING:
     from stages.reader.stage import ReaderStage
 
-_MAX_BATCHES: Final = 16
+_MAX_BATCHES: Final = 32
 
 
 async def send_side_by_side(stage: ReaderStage, outbox: Outbox[PageBatch | EndOfDump]) -> None:

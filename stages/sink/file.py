@@ -120,6 +120,7 @@ class FileSink:
     async def _finish(self) -> Receipt:
         started = time.perf_counter()
         await anyio.to_thread.run_sync(self._file.sync)
+        await anyio.lowlevel.checkpoint()  # a run that was interrupted meanwhile is not complete
         if self._final_head is not None:
             await self._write(self._final_head)
             await anyio.to_thread.run_sync(self._file.sync)

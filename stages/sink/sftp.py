@@ -100,12 +100,13 @@ class SftpSink:
         try:
             argv = await ssh_argv(self._target, self._ssh, self._net)
             self._sessions.argv = subsystem(argv, self._target)
-            most_s = min(self._policy.deadline_s, _OPEN_TRIES_S)
-            policy = replace(self._policy, deadline_s=most_s)
-            await self._sessions.do(self._file.claim, policy)
+            await self._sessions.do(self._file.claim, self._brief(_OPEN_TRIES_S))
         except BaseException:
             await self.abort()
             raise
+
+    def _brief(self, most_s: float) -> RetryPolicy:
+        return replace(self._policy, deadline_s=min(self._policy.deadline_s, most_s))
 
     async def run(self, inbox: Inbox[Outline | Chunk | EndOfDump]) -> Receipt:
         try:
@@ -205,7 +206,7 @@ class SftpSink:
         problem = str(error)
         with suppress(SinkError):
             is_full = partial(self._file.is_full, n_bytes=self._ssh.window_bytes)
-            if await self._sessions.do(is_full, replace(self._policy, deadline_s=_UNDO_TRIES_S)):
+            if await self._sessions.do(is_full, self._brief(_UNDO_TRIES_S)):
                 problem = "no space left"
         return SinkError(f"{self._file.where}: {problem} (after {self._end} bytes)")
 
@@ -239,6 +240,5 @@ class SftpSink:
             return None
         if self._has_head:
             return self._file.where
-        policy = replace(self._policy, deadline_s=_UNDO_TRIES_S)
-        await self._sessions.do(self._file.remove, policy)
+        await self._sessions.do(self._file.remove, self._brief(_UNDO_TRIES_S))
         return None

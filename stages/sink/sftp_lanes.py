@@ -116,11 +116,13 @@ class SftpLanes:
             await self._leave(lane)
 
     async def _leave(self, lane: _Lane) -> None:
-        if lane.session is not None:
-            if lane.unanswered:
-                await lane.session.close()
-            else:
-                self.sessions.append(lane.session)
+        """What was under way on a lane that ends is the others' work."""
+        session, was_busy = lane.session, bool(lane.unanswered)
+        self._put_back(lane)
+        if session is not None and not was_busy:
+            self.sessions.append(session)
+        elif session is not None:
+            await session.close()
 
     def _wake_one(self) -> None:
         """Tell one idle lane of a piece; waking all for each piece cost 1 s of CPU in 1.6 GB."""

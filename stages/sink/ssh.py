@@ -9,6 +9,7 @@ connection: the run has to start over.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from contextlib import aclosing, suppress
 from dataclasses import replace
@@ -39,6 +40,7 @@ _OPEN_TRIES_S: Final = 30.0
 """How long the first connection may be tried for: a wrong address should not take minutes."""
 _ABORT_S: Final = 10.0
 """A server that does not answer must not hold up the next target, or the reboot."""
+_UNDO_TRIES_S: Final = 5.0
 
 
 def make_sink(url: str, settings: Settings) -> SshSink:
@@ -206,13 +208,12 @@ class SshSink:
             facts=self._facts,
         ).pack()
 
-    async def _run(self, script: str, data: bytes = b"", deadline_s: float | None = None) -> None:
+    async def _run(self, script: str, data: bytes = b"", *, most_s: float = math.inf) -> None:
         """Run a short command on a connection of its own, again when the connection is lost."""
-        deadline = self._policy.deadline_s if deadline_s is None else deadline_s
         argv = remote(self._argv, self._target, script)
         await retry(
             lambda: run_command(argv, self._target.show(), data),
-            replace(self._policy, deadline_s=deadline),
+            replace(self._policy, deadline_s=min(self._policy.deadline_s, most_s)),
             on_failure=_note,
         )
 
@@ -232,10 +233,10 @@ class SshSink:
             return None
         if self._assembles:
             await self._command.hang_up()
-            await self._run(ssh_scripts.has_partial(self._target.path), deadline_s=_ABORT_S / 2)
+            await self._run(ssh_scripts.has_partial(self._target.path), most_s=_UNDO_TRIES_S)
             return self._target.show(self._target.partial)
         await self._command.close()  # a stream without its end opens nowhere
-        await self._run(ssh_scripts.remove(self._target.path), deadline_s=_ABORT_S / 2)
+        await self._run(ssh_scripts.remove(self._target.path), most_s=_UNDO_TRIES_S)
         return None
 
 

@@ -10,8 +10,9 @@ from pipeline.errors import UsageError
 if TYPE_CHECKING:
     from pipeline.config.settings import Settings
     from pipeline.flow.protocols import Sink
+    from stages.sink.journal import Journal
 
-# Each module offers make_sink(url: str, settings: Settings) -> Sink.
+# Each module offers make_sink(url, settings), those of _JOURNALLED with a journal as well.
 _SCHEMES: Final[dict[str, str]] = {
     "az": "stages.sink.azure",
     "http": "stages.sink.http",
@@ -24,17 +25,36 @@ _SCHEMES: Final[dict[str, str]] = {
 }
 
 
-def make_remote_sink(url: str, settings: Settings) -> Sink[Any]:
+# What they have sent can be gone on with by another process.
+_JOURNALLED: Final = frozenset({"az", "http", "https", "s3", "tcp", "tls"})
+
+
+def scheme_of(url: str) -> str:
+    """The part before ``://``, in lower case."""
+    return url.split("://", 1)[0].lower()
+
+
+def is_journalled(url: str) -> bool:
+    """True where `dumpstream resume` can go on with an upload."""
+    return "://" in url and scheme_of(url) in _JOURNALLED
+
+
+def make_remote_sink(
+    url: str, settings: Settings, journal: Journal | None = None, *, encrypted: bool = False
+) -> Sink[Any]:
     """The sink for a target that is a URL.
 
     Raises:
         UsageError: no sink serves the scheme.
         ConfigError: the target's settings do not fit.
     """
-    scheme = url.split("://", 1)[0].lower()
+    scheme = scheme_of(url)
     name = _SCHEMES.get(scheme)
     if name is None:
         known = ", ".join(f"{one}://" for one in _SCHEMES)
         raise UsageError(f"{scheme}:// is not a target; there are {known}")
-    sink: Sink[Any] = import_module(name).make_sink(url, settings)
+    options: dict[str, Any] = {"journal": journal} if scheme in _JOURNALLED else {}
+    if encrypted and scheme in ("tcp", "tls"):
+        options["form"] = "encrypted"
+    sink: Sink[Any] = import_module(name).make_sink(url, settings, **options)
     return sink

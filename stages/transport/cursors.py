@@ -29,10 +29,14 @@ class Cursors:
 
     @property
     def size(self) -> int:
-        """Bytes of the dump so far, holes included."""
-        if self._data_end > self._data_start:
-            return self._data_end
-        return max(self._head_end, self._low_end)
+        """Bytes of the dump, holes included; final once it has ended."""
+        return self._data_end
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes placed so far, a head once, and small gaps."""
+        low_start = self._low_end if self._low_start is None else self._low_start
+        return self._head_end + self._low_end - low_start + self._data_end - self._data_start
 
     def advance(self, kind: ChunkKind, offset: int, length: int) -> None:
         """Place a chunk.

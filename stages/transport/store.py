@@ -161,9 +161,8 @@ class UploadStore:
         if frame.seq != self.position:
             raise ProtocolError(f"chunk {frame.seq} where {self.position} was due")
         end = frame.offset + len(frame.data)
-        if end > self._limits.max_bytes or frame.seq >= self._limits.max_chunks(
-            max(end, self._cursors.size)
-        ):
+        most_chunks = self._limits.max_chunks(self._cursors.n_bytes)
+        if end > self._limits.max_bytes or frame.seq >= most_chunks:
             raise RefusedError(
                 f"{end} bytes in {frame.seq + 1} chunks; this receiver takes "
                 f"{self._limits.max_bytes} bytes"

@@ -1,7 +1,7 @@
 """A program that is called like ``ssh`` and needs no network: SFTP over local files, commands in a
 local shell, and faults where a test wants them. Runs as a script of its own.
 
-It reads ``faults.json`` beside itself, and counts in ``state.json`` what all its runs have done:
+It reads ``faults.json`` beside itself, and counts in files there what all its runs have done:
 
     die_at_writes     numbers of the writes (from 1, over all runs) at which the connection breaks
     die_after         a request by name (``RENAME``, ``OPEN``) that is done, but not answered, once
@@ -12,6 +12,8 @@ It reads ``faults.json`` beside itself, and counts in ``state.json`` what all it
     banner            text instead of SFTP
     huge              the first answer claims to be 2 GiB
     extensions        what the server offers
+    connections_allowed   later ones are refused for good
+    shell_prefix      what the login shell runs first
     words, exit_code  said on standard error, and the run ends
 """
 
@@ -36,20 +38,19 @@ OPENSSH = [
 ]
 
 
-def load(name: str) -> dict[str, Any]:
-    path = HERE / name
+def load_faults() -> dict[str, Any]:
+    path = HERE / "faults.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
-FAULTS = load("faults.json")
+FAULTS = load_faults()
 
 
 def count(what: str) -> int:
-    """Count `what` over all runs; how often it has happened."""
-    state = load("state.json")
-    state[what] = state.get(what, 0) + 1
-    (HERE / "state.json").write_text(json.dumps(state))
-    return int(state[what])
+    """Count `what` over all runs, several of them at once; how often it has happened."""
+    with (HERE / f"{what}.count").open("ab", buffering=0) as file:
+        file.write(b".")
+        return file.tell()
 
 
 def lose_connection() -> None:
@@ -121,7 +122,7 @@ class Server:
             self.write(request_id, body)
             return
         answer = self.answer(kind, body)
-        if names.get(kind) == FAULTS.get("die_after") and count("died after") == 1:
+        if names.get(kind, "") == FAULTS.get("die_after") and count("died after") == 1:
             lose_connection()
         if answer is None:
             self.status(request_id, 0)
@@ -207,14 +208,19 @@ def main(words: list[str]) -> None:
     if "-G" in words:
         sys.stdout.write("user tester\nciphers chacha20-poly1305@openssh.com,aes128-ctr\n")
         return
-    count("connections")
+    (HERE / "pid").write_text(str(os.getpid()))
+    if count("connections") > FAULTS.get("connections_allowed", 1 << 30):
+        sys.stderr.write("tester@host: Permission denied (publickey).\n")
+        sys.stderr.flush()
+        os._exit(255)
     if "words" in FAULTS:
         sys.stderr.write(FAULTS["words"])
         sys.stderr.flush()
         os._exit(FAULTS.get("exit_code", 255))
     if "-s" in words:
         Server().serve()
-    sys.exit(subprocess.run(["sh", "-c", words[-1]], check=False).returncode)
+    command = FAULTS.get("shell_prefix", "") + words[-1]
+    sys.exit(subprocess.run(["sh", "-c", command], check=False).returncode)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ from http import HTTPStatus
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import anyio
-from anyio.abc import SocketStream
+from anyio.abc import ByteStream, Listener
 from anyio.streams.buffered import BufferedByteReceiveStream
+from anyio.streams.tls import TLSListener
 
 
 @dataclass
@@ -42,24 +44,25 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 @asynccontextmanager
-async def web_server(handler: Handler) -> AsyncIterator[str]:
+async def web_server(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """Serve as long as the block lasts; gives the server's URL."""
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", family=socket.AF_INET)
-    port = listener.extra(anyio.abc.SocketAttribute.local_port)
+    plain = await anyio.create_tcp_listener(local_host="127.0.0.1", family=socket.AF_INET)
+    port = plain.extra(anyio.abc.SocketAttribute.local_port)
+    listener: Listener[ByteStream] = plain if tls is None else TLSListener(plain, tls)
 
-    async def connection(stream: SocketStream) -> None:
+    async def connection(stream: ByteStream) -> None:
         async with stream:
             await _serve(stream, handler)
 
     async with listener, anyio.create_task_group() as group:
         group.start_soon(listener.serve, connection)
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield f"http{'' if tls is None else 's'}://127.0.0.1:{port}"
         finally:
             group.cancel_scope.cancel()
 
 
-async def _serve(stream: SocketStream, handler: Handler) -> None:
+async def _serve(stream: ByteStream, handler: Handler) -> None:
     incoming = BufferedByteReceiveStream(stream)
     try:
         while True:
@@ -75,10 +78,22 @@ async def _read(incoming: BufferedByteReceiveStream) -> Request:
     first, *lines = head.split("\r\n")
     method, target, _ = first.split(" ")
     headers = {name.strip().lower(): value.strip() for name, _, value in map(_colon, lines)}
-    body = await incoming.receive_exactly(int(headers.get("content-length", "0")))
+    if headers.get("transfer-encoding") == "chunked":
+        body = await _chunks(incoming)
+    else:
+        body = await incoming.receive_exactly(int(headers.get("content-length", "0")))
     parts = urlsplit(target)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     return Request(method, unquote(parts.path), query, headers, body, target)
+
+
+async def _chunks(incoming: BufferedByteReceiveStream) -> bytes:
+    body = bytearray()
+    while n_bytes := int(await incoming.receive_until(b"\r\n", 100), 16):
+        body += await incoming.receive_exactly(n_bytes)
+        await incoming.receive_exactly(2)
+    await incoming.receive_until(b"\r\n", 100)
+    return bytes(body)
 
 
 def _colon(line: str) -> tuple[str, str, str]:

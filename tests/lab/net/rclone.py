@@ -18,6 +18,7 @@ def rclone_s3(folder: Path) -> Iterator[S3Server]:
     (folder / "root/dumps").mkdir(parents=True, exist_ok=True)
     (port,) = free_ports(1)
     words: list[object] = [program, "serve", "s3", "--addr", f"127.0.0.1:{port}"]
+    words += ["--vfs-cache-mode", "writes", "--cache-dir", folder / "cache"]
     words += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", folder / "root"]
     env = {"RCLONE_CONFIG": str(folder / "rclone.conf")}
     process = Running(words, log=folder / "rclone.log", is_up=lambda: listens(port), env=env)

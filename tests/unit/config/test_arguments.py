@@ -89,7 +89,7 @@ class TestDump:
             [],
             ["dump"],
             ["dump", "a"],
-            ["dump", "a", "b", "c"],
+            ["dump", "--encrypt-to"],
             ["dump", "--compr", "lzo", "a", "b"],
             ["dump", "--compress", "xz", "a", "b"],
             ["dump", "--compress-level", "23", "a", "b"],
@@ -121,9 +121,9 @@ class TestOthers:
     ("target", "is_stream"),
     [
         ("-", True),
-        ("tcp://host:9", True),
-        ("tls://host:9", True),
-        ("https://host/x", True),
+        ("ssh://host/x", True),
+        ("tcp://host:9", False),
+        ("https://host/x", False),
         ("sftp://host/x", False),
         ("s3://bucket/x", False),
         ("dump", False),
@@ -131,5 +131,5 @@ class TestOthers:
     ],
 )
 def test_targets_that_are_streams(target: str, is_stream: bool) -> None:
-    """Bytes in order only: pipes, sockets and plain HTTP; files and object stores take any."""
+    """Bytes in order only: pipes, and a command at the other end of ssh."""
     assert DumpRequest("src", target).is_stream is is_stream

@@ -2,72 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import stat
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.config.targets import NetSettings, SshSettings
+from pipeline.config.targets import NetSettings
 from pipeline.errors import DumpError, SinkError, StageError, UsageError
 from stages.sink.manifest import read_manifest
-from stages.sink.sftp import SftpSink
-from stages.sink.ssh_url import parse_ssh_url
-from tests.support import fake_ssh
 from tests.support.chunk_stream import ChunkStream, send
+from tests.support.ssh_bench import Bench
 
 pytestmark = pytest.mark.anyio
-
-QUICK = NetSettings(
-    connect_timeout_s=5,
-    stall_timeout_s=5,
-    retry_deadline_s=5,
-    retry_first_s=0.001,
-    retry_most_s=0.01,
-)
-
-
-class Bench:
-    """A stand-in for ssh and a directory at its other end."""
-
-    def __init__(self, folder: Path) -> None:
-        self.files = folder / "files"
-        self.files.mkdir()
-        self.program = folder / "ssh"
-        shutil.copy(fake_ssh.__file__, self.program)
-        script = self.program.read_text()
-        self.program.write_text(f"#!{sys.executable} -ES\n{script}")
-        self.program.chmod(0o755)
-
-    def faults(self, **faults: object) -> None:
-        (self.program.parent / "faults.json").write_text(json.dumps(faults))
-
-    def counted(self, what: str) -> int:
-        path = self.program.parent / "state.json"
-        return int(json.loads(path.read_text()).get(what, 0)) if path.exists() else 0
-
-    def sink(
-        self,
-        name: str = "dump",
-        *,
-        net: NetSettings = QUICK,
-        overwrite: bool = False,
-        connections: int = 1,
-        verify: str = "all",
-    ) -> SftpSink:
-        ssh = SshSettings(
-            program=str(self.program),
-            connections=connections,
-            verify=verify,  # type: ignore[arg-type]
-        )
-        target = parse_ssh_url(f"sftp://host{self.files}/{name}")
-        return SftpSink(target, ssh, net, overwrite=overwrite, fsync=True)
-
-    def left(self) -> list[str]:
-        return sorted(path.name for path in self.files.iterdir())
 
 
 @pytest.fixture
@@ -82,7 +29,7 @@ STREAM = 2_000_000
 async def test_the_dump_arrives_whole_and_private(bench: Bench) -> None:
     """Content, permissions, manifest; nothing else is left."""
     stream = ChunkStream(STREAM)
-    receipt = await send(stream, bench.sink())
+    receipt = await send(stream, bench.sftp())
     path = bench.files / "dump"
     assert path.read_bytes() == stream.expected()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -93,7 +40,7 @@ async def test_the_dump_arrives_whole_and_private(bench: Bench) -> None:
 async def test_small_chunks_share_writes(bench: Bench) -> None:
     """Chunks that follow each other are sent as one, up to what the server takes."""
     stream = ChunkStream(STREAM, chunk_bytes=5_000)
-    await send(stream, bench.sink())
+    await send(stream, bench.sftp())
     assert (bench.files / "dump").read_bytes() == stream.expected()
     assert bench.counted("writes") < 15
 
@@ -103,7 +50,7 @@ async def test_a_plain_server_without_extensions_will_do(bench: Bench) -> None:
     bench.faults(extensions=[])
     (bench.files / "dump").write_text("old")
     stream = ChunkStream(STREAM)
-    await send(stream, bench.sink(overwrite=True))
+    await send(stream, bench.sftp(overwrite=True))
     assert (bench.files / "dump").read_bytes() == stream.expected()
     assert bench.counted("writes") >= STREAM // (32 << 10)
 
@@ -112,7 +59,7 @@ async def test_answers_may_come_in_any_order(bench: Bench) -> None:
     """The server may answer a later write first."""
     bench.faults(reversed=True)
     stream = ChunkStream(STREAM)
-    await send(stream, bench.sink())
+    await send(stream, bench.sftp())
     assert (bench.files / "dump").read_bytes() == stream.expected()
 
 
@@ -121,7 +68,7 @@ async def test_lost_connections_cost_what_was_under_way(bench: Bench, connection
     """Writes that were not answered are sent again over a new connection, and no others."""
     bench.faults(die_at_writes=[1, 4, 5, 9])
     stream = ChunkStream(STREAM)
-    await send(stream, bench.sink(connections=connections))
+    await send(stream, bench.sftp(connections=connections))
     assert (bench.files / "dump").read_bytes() == stream.expected()
     assert bench.counted("connections") > 4
     assert bench.counted("writes") < 60
@@ -132,9 +79,27 @@ async def test_a_server_that_always_breaks_is_given_up(bench: Bench) -> None:
     bench.faults(die_at_writes=list(range(1, 1000)))
     net = NetSettings(retry_deadline_s=0.5, retry_first_s=0.001, retry_most_s=0.01)
     with pytest.raises(StageError, match=r"given up after 0\.5 s") as caught:
-        await send(ChunkStream(STREAM), bench.sink(net=net))
+        await send(ChunkStream(STREAM), bench.sftp(net=net))
     assert "Broken pipe" in str(caught.value)
     assert bench.left() == []
+
+
+async def test_a_connection_that_ends_for_good_is_replaced_by_the_others(bench: Bench) -> None:
+    """Connections that the server no longer takes cost nothing while one is left."""
+    bench.faults(connections_allowed=1)
+    stream = ChunkStream(STREAM)
+    await send(stream, bench.sftp(connections=3))
+    assert (bench.files / "dump").read_bytes() == stream.expected()
+
+
+async def test_what_was_under_way_on_a_connection_that_ends_for_good_is_not_lost(
+    bench: Bench,
+) -> None:
+    """The others take over what a connection that cannot be restored had not been answered for."""
+    bench.faults(die_at_writes=[3, 6], connections_allowed=3)
+    stream = ChunkStream(STREAM)
+    await send(stream, bench.sftp(connections=3, verify="none"))
+    assert (bench.files / "dump").read_bytes() == stream.expected()
 
 
 async def test_a_peer_that_never_answers_is_given_up(bench: Bench) -> None:
@@ -144,14 +109,14 @@ async def test_a_peer_that_never_answers_is_given_up(bench: Bench) -> None:
         connect_timeout_s=0.1, stall_timeout_s=0.2, retry_deadline_s=0.1, retry_first_s=0.001
     )
     with pytest.raises(SinkError, match=r"no answer in 0.3 s"):
-        await bench.sink(net=net).open()
+        await bench.sftp(net=net).open()
 
 
 async def test_a_full_disk_is_named(bench: Bench) -> None:
     """SFTP only says Failure; the free space tells why. What was readable would stay."""
     bench.faults(refuse_writes=4)
     with pytest.raises(DumpError, match="no space left") as caught:
-        await send(ChunkStream(STREAM), bench.sink())
+        await send(ChunkStream(STREAM), bench.sftp())
     assert "\n" not in str(caught.value)
     assert bench.left() == []
 
@@ -160,14 +125,14 @@ async def test_a_refused_write_shows_the_server_s_words(bench: Bench) -> None:
     """Where the server does not tell the free space, its own message has to do."""
     bench.faults(refuse_writes=3, extensions=[])
     with pytest.raises(DumpError, match=r"partial: Failure \(after \d+ bytes\)"):
-        await send(ChunkStream(STREAM), bench.sink())
+        await send(ChunkStream(STREAM), bench.sftp())
 
 
 async def test_bytes_that_were_stored_wrong_keep_the_dump_from_its_name(bench: Bench) -> None:
     """Reading back finds the write that went wrong."""
     bench.faults(corrupt_write=5)
     with pytest.raises(DumpError, match="read back differently"):
-        await send(ChunkStream(STREAM), bench.sink())
+        await send(ChunkStream(STREAM), bench.sftp())
     assert bench.left() == ["dump.partial"]
 
 
@@ -176,7 +141,7 @@ async def test_a_step_whose_answer_is_lost_is_not_done_twice(bench: Bench, step:
     """The next connection finds out that the file is already there, or already renamed."""
     bench.faults(die_after=step)
     stream = ChunkStream(STREAM)
-    await send(stream, bench.sink())
+    await send(stream, bench.sftp())
     assert (bench.files / "dump").read_bytes() == stream.expected()
     assert bench.counted("died after") > 0
 
@@ -204,7 +169,7 @@ async def test_a_connection_that_cannot_be_is_refused_at_once(
     """One line, no second try."""
     bench.faults(**faults)
     with pytest.raises(SinkError, match=problem) as caught:
-        await bench.sink().open()
+        await bench.sftp().open()
     assert "\n" not in str(caught.value)
     assert bench.counted("connections") == 1
 
@@ -213,7 +178,7 @@ async def test_a_missing_program_is_named(bench: Bench) -> None:
     """No ssh, no trace."""
     bench.program.unlink()
     with pytest.raises(SinkError, match="ssh cannot be started: No such file"):
-        await bench.sink().open()
+        await bench.sftp().open()
 
 
 async def test_names_that_are_taken_are_refused(bench: Bench) -> None:
@@ -221,19 +186,19 @@ async def test_names_that_are_taken_are_refused(bench: Bench) -> None:
     for name, problem in (("dump", "exists"), ("dump.partial", "exists")):
         (bench.files / name).write_text("precious")
         with pytest.raises(SinkError, match=problem):
-            await bench.sink().open()
+            await bench.sftp().open()
         assert (bench.files / name).read_text() == "precious"
         (bench.files / name).unlink()
     (bench.files / "dump").mkdir()
     with pytest.raises(SinkError, match="is a directory"):
-        await bench.sink(overwrite=True).open()
+        await bench.sftp(overwrite=True).open()
 
 
 @pytest.mark.parametrize("torn", [True, False])
 async def test_a_dump_that_fails_leaves_its_readable_part(bench: Bench, torn: bool) -> None:
     """The partial file stays, and `abort` says where."""
     with pytest.raises(DumpError):
-        await send(ChunkStream(STREAM, fail_at=1_500_000, torn=torn), bench.sink())
+        await send(ChunkStream(STREAM, fail_at=1_500_000, torn=torn), bench.sftp())
     assert bench.left() == ["dump.partial"]
 
 

@@ -1,0 +1,64 @@
+"""The commands around network targets: receive, resume, keygen, decrypt."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RECEIVE_EPILOGUE: Final = """\
+Takes dumps in: from `dumpstream dump ... tcp://` and `tls://` into DIR, or a flattened stream from
+standard input into one file. A dump has its name only once it is whole and verified.
+
+examples:
+  dumpstream receive --listen 0.0.0.0:7070 --tls-cert me.pem --tls-client-ca ca.pem DIR
+  ssh crashed 'dumpstream dump /proc/vmcore -' | dumpstream receive - vmcore.kdump
+"""
+RESUME_EPILOGUE: Final = """\
+Goes on with an upload whose process died; the failed run names its journal.
+
+example:
+  dumpstream resume ~/.local/state/dumpstream/s3_dumps_vmcore.kdump.18a2b3.journal
+"""
+KEYGEN_EPILOGUE: Final = """\
+printed: the public key, to standard output; without FILE the secret key too.
+
+example:
+  dumpstream keygen dumps.key
+"""
+DECRYPT_EPILOGUE: Final = """\
+The file is in the age format: `age -d` opens it too.
+
+example:
+  dumpstream decrypt --identity dumps.key vmcore.kdump.age vmcore.kdump
+"""
+
+
+def add_receive(parser: argparse.ArgumentParser, size: Callable[[str], int]) -> None:
+    """``receive --listen HOST:PORT DIR`` or ``receive - FILE``."""
+    parser.add_argument("target", metavar="DIR", nargs="+", help="where dumps go; or: - FILE")
+    parser.add_argument("--listen", metavar="HOST:PORT", help="address to take dumps at")
+    parser.add_argument("--tls-cert", metavar="FILE", help="PEM; our certificate")
+    parser.add_argument("--tls-key", metavar="FILE", help="PEM; its key, if not in the same file")
+    parser.add_argument("--tls-client-ca", metavar="FILE", help="PEM; who may send")
+    parser.add_argument("--max-bytes", type=size, default=0, metavar="SIZE", help="of one dump")
+    parser.add_argument("--max-dumps", type=int, default=8, metavar="N", help="at once")
+    parser.add_argument("--max-rate", type=size, default=0, metavar="SIZE", help="a second, of all")
+    parser.add_argument("-f", "--force", action="store_true", help="senders may replace dumps")
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("journal", metavar="JOURNAL", help="named by the run that failed")
+
+
+def add_keygen(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", nargs="?", help="new file for the secret key")
+
+
+def add_decrypt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="IN", help="encrypted dump")
+    parser.add_argument("target", metavar="OUT", help="file for the dump")
+    parser.add_argument("--identity", required=True, metavar="FILE", help="with the secret key")
+    parser.add_argument("-f", "--force", action="store_true", help="replace OUT if it exists")

@@ -1,0 +1,110 @@
+"""Wrong words and wrong settings: code 2, one line, before anything is touched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from stages.demo.build import DemoFacts
+from tests.robust.running import call, left_in, run
+
+WORDS: list[tuple[list[str], str]] = [
+    (["-d", "32"], "-d: '32' is not a number from 0 to 31"),
+    (["-d", "x"], "-d: 'x' is not a number from 0 to 31"),
+    (["--compress", "xz"], "--compress: invalid choice: 'xz'"),
+    (["--compress-level", "-1"], "--compress-level"),
+    (["--format", "raw"], "--format: invalid choice: 'raw'"),
+    (["--on-read-error", "panic"], "--on-read-error: invalid choice"),
+    (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+    (["three"], "unrecognized arguments: "),
+    (["--set", "nonsense"], "--set: nonsense: expected section.key=value"),
+    (["--set", "a.b=c"], "--set: a.b: no such section"),
+    (["--set", "dump.levle=3"], "did you mean level?"),
+    (["--set", "memory.budget=1"], "memory.budget: expected a size from"),
+    (["--set", "memory.budget=lots"], "memory.budget: expected a size from"),
+    (["--set", "compressor.workers=0"], "compressor.workers: expected a whole number from 1"),
+    (["--set", "compressor.workers=1e3"], "compressor.workers: expected a whole number"),
+    (["--set", "compressor.mode=fast"], "compressor.mode: expected 'inline'"),
+    (["--set", "sink.fsync=perhaps"], "sink.fsync: expected true or false"),
+    (["--set", "filter.window_bytes=99TiB"], "filter.window_bytes: expected a size"),
+    (["--config", "/nonexistent.toml"], "/nonexistent.toml: file: No such file or directory"),
+    (["--config", "/"], "Is a directory"),
+    (["--profile", "fast"], "no profile 'fast'"),
+    (["--stats", "/nonexistent/run.json"], "its directory is missing or not writable"),
+    (["--stats", "/"], "run.stats"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), WORDS)
+def test_words(words: list[str], said: str, demo: DemoFacts, target: Path) -> None:
+    """What is wrong with which word, in one line."""
+    done = run("dump", *words, demo.path, target)
+
+    assert said in done.failed(2)
+    assert left_in(target.parent) == []
+
+
+FILES = [
+    (b"level = 3\n", "not in a section"),
+    (b"[dump]\nlevel = 'x'\n", "dump.level: expected a whole number from 0 to 31, got 'x'"),
+    (b"[dump]\nlevel = 3.0\n", "dump.level"),
+    (b"[dump]\nlevel = true\n", "dump.level"),
+    (b"[dump\n", "not TOML"),
+    (b"\xff\xfe", "not TOML"),
+    (b"x = " + b"[" * 5000, "not TOML"),
+    (b"#" * (2 << 20), "larger than"),
+]
+
+
+@pytest.mark.parametrize(("content", "said"), FILES)
+def test_files(
+    content: bytes, said: str, demo: DemoFacts, target: Path, tmp_path: Path
+) -> None:
+    """A file of settings is named, and what is wrong in it."""
+    config = tmp_path / "my.toml"
+    config.write_bytes(content)
+
+    call("dump", "--config", config, demo.path, target).failed(2, str(config), said)
+
+    assert left_in(target.parent) == []
+
+
+def test_environment(demo: DemoFacts, target: Path) -> None:
+    """So is a variable."""
+    environ = {**os.environ, "DUMPSTREAM_DUMP__LEVEL": "many"}
+
+    done = run("dump", demo.path, target, env=environ)
+
+    done.failed(2, "environment: dump.level: expected a whole number from 0 to 31, got 'many'")
+
+
+@pytest.mark.parametrize("words", [[], ["dump"], ["dump", "a"], ["dmup"], ["info"], ["translate"]])
+def test_missing_words(words: list[str]) -> None:
+    """A command, and what it takes."""
+    assert run(*words).failed(2)
+
+
+def test_address_that_is_none(demo: DemoFacts) -> None:
+    """An address is hexadecimal and has 64 bits."""
+    call("translate", demo.path, "xyz").failed(2, "'xyz' is not a hexadecimal address")
+    call("translate", demo.path, "1" * 17).failed(2, "is not a 64-bit address")
+
+
+def test_target_that_nobody_serves(demo: DemoFacts) -> None:
+    """A URL of an unknown kind; the known ones are listed."""
+    call("dump", demo.path, "gopher://host/dump").failed(2, "gopher:// is not a target", "s3://")
+
+
+def test_names_with_odd_bytes(demo: DemoFacts, tmp_path: Path) -> None:
+    """Names are bytes: any of them work, and none reaches the terminal as it is."""
+    target = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\x1b[2J"))
+
+    done = run("dump", demo.path, target).succeeded()
+
+    assert target.stat().st_size > 0
+    assert "\x1b" not in done.err
+    again = run("dump", demo.path, target)
+    again.failed(1, "exists; -f overwrites it")
+    assert "\x1b" not in again.err
