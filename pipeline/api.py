@@ -91,7 +91,8 @@ class AsyncDump:
             pfns = np.arange(start, min(start + _CHUNK_PAGES, stop), dtype=np.uint64)
             pages, good = await self._cache.get_many(pfns)
             if not good.all():
-                raise MissingPageError(int(pfns[np.argmin(good)]), "not in the image")
+                bad = int(pfns[np.argmin(good)])
+                raise MissingPageError(bad, "not in the image", page_size=size)
             out += pages.reshape(-1).data
         return bytes(memoryview(out)[skip : skip + n_bytes])
 
@@ -164,7 +165,8 @@ class Dump:
         return self._call(self._dump.translate, vaddrs)
 
     def _call(self, what: Callable[..., Coroutine[Any, Any, T]], *arguments: object) -> T:
-        return self._portal.call(what, *arguments)
+        result: T = self._portal.call(what, *arguments)
+        return result
 
 
 @asynccontextmanager

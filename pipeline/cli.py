@@ -218,7 +218,13 @@ def _info(arguments: Namespace) -> int:
 def _verify(arguments: Namespace) -> int:
     from pipeline.run import commands
 
-    return commands.run_verify(arguments.source, arguments.against)
+    return commands.run_verify(arguments.source, arguments.against, full=arguments.full)
+
+
+def _estimate(arguments: Namespace) -> int:
+    from pipeline.run import commands
+
+    return commands.run_estimate(arguments.source, arguments.target, arguments.json)
 
 
 def _translate(arguments: Namespace) -> int:
@@ -286,6 +292,7 @@ _COMMANDS: Final[dict[str, Callable[[Namespace], int]]] = {
     "plan": _plan,
     "info": _info,
     "verify": _verify,
+    "estimate": _estimate,
     "translate": _translate,
     "dmesg": _dmesg,
     "trace": _trace,

@@ -210,6 +210,12 @@ def make_parser() -> argparse.ArgumentParser:
     verify = _command(commands, "verify", "check every page of a dump", _VERIFY_EPILOGUE)
     _add_source(verify, "DUMP", "dump to check")
     verify.add_argument("--against", metavar="SOURCE", help="image whose kept pages must be equal")
+    verify.add_argument(
+        "--full", action="store_true", help="of a URL: read every byte, not only what proves it"
+    )
+    estimate = _command(commands, "estimate", "size and time of a dump", network.ESTIMATE_EPILOGUE)
+    network.add_estimate(estimate)
+    _add_json(estimate)
     translate = _command(commands, "translate", "virtual to physical", _TRANSLATE_EPILOGUE)
     _add_source(translate, "SOURCE", "memory image or dump")
     translate.add_argument("vaddrs", metavar="VADDR", nargs="+", help="hexadecimal")

@@ -393,7 +393,7 @@ def _dump(settings: Settings, image: ImageFacts, reasons: _Reasons) -> DumpSetti
 _WHY_AUTO: Final = {
     "reader.channel_bytes": "two batches, of page numbers only when workers read for themselves",
     "reader.read_ahead": f"two batches for each worker, {show_size(_MAX_READ_AHEAD)} at most",
-    "cache.window": f"five sixteenths of the budget, {show_size(_AHEAD_BYTES)} at most; none locally",
+    "cache.window": f"5/16 of the budget, {show_size(_AHEAD_BYTES)} at most; none locally",
     "cache.capacity": f"an eighth of the budget, {show_size(_CACHE_BYTES)} at most",
     "filter.channel_bytes": "one window",
     "filter.window_bytes": f"stays in a core's cache: {show_size(_WINDOW_BYTES)} at most",

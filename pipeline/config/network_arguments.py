@@ -1,4 +1,4 @@
-"""The commands around network targets: receive, resume, keygen, decrypt."""
+"""The commands around network targets: estimate, receive, resume, keygen, decrypt."""
 
 from __future__ import annotations
 
@@ -34,6 +34,21 @@ The file is in the age format: `age -d` opens it too.
 example:
   dumpstream decrypt --identity dumps.key vmcore.kdump.age vmcore.kdump
 """
+
+
+ESTIMATE_EPILOGUE: Final = """\
+printed: bytes by dump level and codec, from a sample of the pages; for an object store also the
+speed it takes them at, for a path the space that is left.
+
+examples:
+  dumpstream estimate /proc/vmcore
+  dumpstream estimate vmcore s3://dumps/vmcore.kdump
+"""
+
+
+def add_estimate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="memory image or dump")
+    parser.add_argument("target", metavar="TARGET", nargs="?", help="where a dump would go")
 
 
 def add_receive(parser: argparse.ArgumentParser, size: Callable[[str], int]) -> None:

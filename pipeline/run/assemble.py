@@ -275,6 +275,20 @@ def _file_sink(file: PartialFile, resolved: Resolved) -> Sink[Any]:
     return FileSink(file, PwriteWriter())
 
 
+def stored_dump(target: str, settings: Settings) -> Any:
+    """The dump at `target`, to be verified where it is."""
+    from stages.sink.stored import find_stored
+
+    return find_stored(target, settings)
+
+
+async def measure_target(target: str, settings: Settings) -> Any:
+    """Speed of and room at `target`, as far as that can be told."""
+    from stages.sink.measure import measure_target
+
+    return await measure_target(target, settings)
+
+
 def transport() -> ModuleType:
     """What `receive` runs."""
     from importlib import import_module

@@ -57,8 +57,13 @@ def run_info(source: str, as_json: bool) -> int:
     return EXIT_DONE
 
 
-def run_verify(dump: str, against: str | None) -> int:
-    """Check every page of a dump, and with `against` compare it with its source."""
+def run_verify(dump: str, against: str | None, *, full: bool = False) -> int:
+    """Check every page of a dump, and with `against` compare it with its source.
+
+    A dump that is kept elsewhere is checked where it is, by its manifest, unless it is compared.
+    """
+    if "://" in dump and against is None:
+        return _verify_stored(dump, full=full)
     with ExitStack() as images:
         image = images.enter_context(assemble.opened_source(dump))
         source = None
@@ -67,6 +72,53 @@ def run_verify(dump: str, against: str | None) -> int:
         found = assemble.inspector("verify").verify_dump(image, source)
     _print_lines(found.lines())
     return EXIT_DONE if found.ok else EXIT_FAILED
+
+
+def _verify_stored(dump: str, *, full: bool) -> int:
+    import os
+
+    import anyio
+
+    from pipeline.config.layers import load_settings
+
+    settings = load_settings(environ=os.environ).settings
+    verify = assemble.inspector("verify_stored")
+    stored = assemble.stored_dump(dump, settings)
+
+    async def check() -> Any:
+        return await verify.verify_stored(stored, settings.net, full=full)
+
+    found = anyio.run(check)
+    _print_lines(found.lines())
+    return EXIT_DONE if found.ok else EXIT_FAILED
+
+
+def run_estimate(source: str, target: str | None, as_json: bool) -> int:
+    """Print how large dumps of `source` would be, and how long sending them takes."""
+    import os
+
+    import anyio
+
+    from pipeline.config.auto import LEVELS
+    from pipeline.config.layers import load_settings
+
+    settings = load_settings(environ=os.environ).settings
+    codec_levels = {codec: auto for codec, (_, _, auto) in LEVELS.items()}
+
+    async def ask() -> Any:
+        kernel = await assemble.need_kernel(image) if image.info.vmcoreinfo else None
+        found = await assemble.inspector("estimate").estimate(image, kernel, codec_levels)
+        if target is not None:
+            found.target = await assemble.measure_target(target, settings)
+        return found
+
+    with assemble.opened_source(source, settings) as image:
+        found = anyio.run(ask)
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        _print_lines(found.lines())
+    return EXIT_DONE
 
 
 def run_translate(source: str, vaddrs: Sequence[str], as_json: bool) -> int:
