@@ -29,6 +29,7 @@ from pipeline.config.layers import load_settings
 from pipeline.run import assemble
 from stages.cache.blocks import BlockCache
 from stages.cache.pages import CacheOptions, PageCache, make_cache
+from stages.filter.prepare import prepare_filter
 from stages.translator.kernel import open_kernel
 from tests.lab.build import ensure_image
 from tests.lab.net.nginx import nginx
@@ -54,7 +55,9 @@ class Figure:
             for limit in (self.goal, self.least)
         ]
         mark = "ok" if reached[0] else "least" if reached[1] else "MISS"
-        return f"{self.name:<46}{self.value:>9.3f} {self.goal:>8} {self.least:>8}  {mark}  {self.more}"
+        return (
+            f"{self.name:<46}{self.value:>9.3f} {self.goal:>8} {self.least:>8}  {mark}  {self.more}"
+        )
 
 
 def dump(source: str, *sets: str, level: int = 31) -> dict[str, Any]:
@@ -107,10 +110,10 @@ def ratio(
 def delayed_pass_1(rounds: int) -> Iterator[Figure]:
     image = str(ensure_image(SPARSE))
     warm(Path(image))
-    value, slow, fast = ratio(
-        lambda: pass_1(image, f"{DELAY}=5"), lambda: pass_1(image), rounds
+    value, slow, fast = ratio(lambda: pass_1(image, f"{DELAY}=5"), lambda: pass_1(image), rounds)
+    yield Figure(
+        "pass 1, 64 GiB sparse, 5 ms / none", value, 1.3, 2, f"{slow:.3f} s / {fast:.3f} s"
     )
-    yield Figure("pass 1, 64 GiB sparse, 5 ms / none", value, 1.3, 2, f"{slow:.3f} s / {fast:.3f} s")
     off = pass_1(image, f"{DELAY}=5", "cache.prefetch=false")
     yield Figure("the same, prefetch off / on", off / slow, 20, 8, f"{off:.1f} s / {slow:.3f} s")
 
@@ -118,9 +121,7 @@ def delayed_pass_1(rounds: int) -> Iterator[Figure]:
 def their_pass_1(rounds: int) -> Iterator[Figure]:
     image = str(ensure_image(USED))
     warm(Path(image))
-    value, mine, other = ratio(
-        lambda: pass_1(image), lambda: makedumpfile_pass_1(image), rounds
-    )
+    value, mine, other = ratio(lambda: pass_1(image), lambda: makedumpfile_pass_1(image), rounds)
     more = f"{mine:.3f} s / {other:.3f} s"
     yield Figure("pass 1, 64 GiB used / makedumpfile's", value, 0.5, 1.0, more)
 
@@ -143,10 +144,9 @@ def vmalloc(rounds: int) -> Iterator[Figure]:
     async def go() -> tuple[int, PageCache | BlockCache, int]:
         cache = make_cache(image, CacheOptions(8 << 20))
         kernel = await open_kernel(image, cache)
-        base = 0xFFFFC90000000000
-        start = kernel_vmalloc(kernel) or base
+        start, stop = await vmalloc_area(kernel, image)
         vaddrs: list[int] = []
-        runs = kernel.translator.iter_runs(start, 1 << 45)
+        runs = kernel.translator.iter_runs(start, stop - start)
         async for run in runs:
             if run.paddr is not None:
                 vaddrs += range(run.vaddr, run.vaddr + run.n_bytes, kernel.page_size)
@@ -162,13 +162,16 @@ def vmalloc(rounds: int) -> Iterator[Figure]:
     more = f"{n_pages} pages"
     yield Figure("vmalloc area, hit ratio in %", cache.stats.hit_ratio * 100, 99.95, 99.9, more)
     per_1000 = requests / n_pages * 1000
-    yield Figure("the same, requests per 1,000 translations", per_1000, 2, 2, f"{requests} requests")
+    yield Figure(
+        "the same, requests per 1,000 translations", per_1000, 2, 2, f"{requests} requests"
+    )
 
 
-def kernel_vmalloc(kernel: Any) -> int | None:
-    """Where the vmalloc area starts: below vmemmap by what the kernel's layout leaves."""
-    start = kernel.info.number("VMALLOC_START")
-    return None if start is None else int(start) & (1 << 64) - 1
+async def vmalloc_area(kernel: Any, image: Any) -> tuple[int, int]:
+    """What lies between the direct map and the struct pages: vmalloc's, and nothing else's."""
+    plan = await prepare_filter(image, kernel, 31)
+    memmap = min(region.memmap_vaddr for region in plan.model.regions if region.memmap_vaddr)
+    return kernel.page_offset + (image.max_mapnr + (1 << 18)) * kernel.page_size, memmap
 
 
 @contextmanager

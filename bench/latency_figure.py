@@ -1,6 +1,6 @@
 """Draws docs/figures/prefetch.svg: time of pass 1 against latency, prefetching on and off.
 
-    python -m bench.latency_figure [--rounds 3] [--image NAME]
+python -m bench.latency_figure [--rounds 3] [--image NAME]
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def svg(times: dict[str, list[float]], title: str) -> str:
     def y(seconds: float) -> float:
         return TOP + inner_height * (high - math.log10(seconds)) / (high - low)
 
+    box = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
-        f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {box} font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         f'<text x="{LEFT}" y="20" font-size="14">{title}</text>',
     ]
@@ -69,9 +69,7 @@ def svg(times: dict[str, list[float]], title: str) -> str:
     for name, seconds in times.items():
         points = " ".join(f"{x(nth):.1f},{y(each):.1f}" for nth, each in enumerate(seconds))
         color = COLORS[name]
-        parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>'
-        )
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
         parts += [
             f'<circle cx="{x(nth):.1f}" cy="{y(each):.1f}" r="3" fill="{color}"/>'
             for nth, each in enumerate(seconds)

@@ -15,7 +15,15 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from pipeline.config.schema import check_value, near, sections, setting_keys, unknown, value_of
+from pipeline.config.schema import (
+    TARGETS,
+    check_value,
+    near,
+    sections,
+    setting_keys,
+    unknown,
+    value_of,
+)
 from pipeline.config.settings import Settings
 from pipeline.errors import ConfigError
 
@@ -153,6 +161,9 @@ def file_layer(path: Path, shown: str) -> Layer:
 
 def _flatten(shown: str, tables: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     for section, table in tables.items():
+        if section == TARGETS:
+            yield section, table
+            continue
         if not isinstance(table, dict):
             known = list(sections())
             problem = f"not in a section{near(section, known)}; sections are {', '.join(known)}"

@@ -13,9 +13,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pipeline.config.settings import Settings
+from pipeline.config.targets import TargetEntry
 from pipeline.errors import ConfigError
 from pipeline.memory.sizes import parse_size
 
+TARGETS: Final = "targets"
+"""The only table of settings that is a list: ``[[targets]]``."""
 _MAX_SHOWN: Final = 60
 
 
@@ -29,6 +32,7 @@ def sections() -> Mapping[str, Mapping[str, object]]:
         {
             section.name: MappingProxyType(dict(_named_types(section.type)))
             for section in msgspec.structs.fields(Settings)
+            if section.name != TARGETS
         }
     )
 
@@ -64,6 +68,8 @@ def check_value(origin: str, key: str, value: object, *, typed: bool) -> object:
     Raises:
         ConfigError: no such key, wrong type, or out of bounds.
     """
+    if key == TARGETS:
+        return _check_targets(origin, value)
     section, _, name = key.partition(".")
     names = sections().get(section)
     if names is None:
@@ -79,6 +85,15 @@ def check_value(origin: str, key: str, value: object, *, typed: bool) -> object:
     except (msgspec.ValidationError, ValueError, OverflowError) as error:
         problem = f"expected {describe(wanted)}, got {_short(value)}"
         raise ConfigError(origin, key, problem) from error
+
+
+def _check_targets(origin: str, value: object) -> object:
+    try:
+        msgspec.convert(value, tuple[TargetEntry, ...])
+    except msgspec.ValidationError as error:
+        wanted = "[[targets]] tables with url, and deadline_s and what if wanted"
+        raise ConfigError(origin, TARGETS, f"{error}; expected {wanted}") from error
+    return value
 
 
 def _short(value: object) -> str:

@@ -16,6 +16,7 @@ from pipeline.config.targets import (
     NetSettings,
     S3Settings,
     SshSettings,
+    TargetEntry,
     TcpSettings,
 )
 from pipeline.memory.sizes import show_size
@@ -173,6 +174,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     ssh: SshSettings = SshSettings()
     http: HttpSettings = HttpSettings()
     tcp: TcpSettings = TcpSettings()
+    targets: tuple[TargetEntry, ...] = ()
+    """``[[targets]]``: where the dump goes, one after the other, when TARGET can't take it."""
 
 
 NETWORK_SECTIONS = ("net", "s3", "azure", "ssh", "http", "tcp")

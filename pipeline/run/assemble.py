@@ -13,14 +13,15 @@ from pipeline.config.request import STDOUT
 from pipeline.errors import DumpError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from types import ModuleType
 
     from pipeline.config.layers import LoadedSettings
     from pipeline.config.request import DumpRequest
     from pipeline.config.resolved import ImageFacts, Resolved
     from pipeline.config.settings import Settings
-    from pipeline.flow.items import HeadOrder
+    from pipeline.config.targets import TargetEntry
+    from pipeline.flow.items import HeadOrder, Receipt
     from pipeline.flow.protocols import Sink
     from pipeline.obs.counters import RunCounters
     from pipeline.run.runner import Flow
@@ -273,6 +274,39 @@ def _file_sink(file: PartialFile, resolved: Resolved) -> Sink[Any]:
 
         return FileSink(file, AiofilesWriter())
     return FileSink(file, PwriteWriter())
+
+
+async def deliver(
+    target: str,
+    others: Sequence[TargetEntry],
+    settings: Settings,
+    attempt: Callable[[TargetEntry], Awaitable[Receipt]],
+) -> Receipt:
+    """Attempt `target` and then `others` until one has the dump, each within its deadline."""
+    from pipeline.config.targets import TargetEntry
+    from pipeline.obs.log import log_event
+    from stages.sink.fallback import TargetPlan, dump_to_first, show_target
+
+    plan = TargetPlan([TargetEntry(target), *others], restart_s=settings.net.retry_deadline_s)
+    done = await dump_to_first(plan, attempt)
+    if done.failures:
+        failed = [f"{failure.target}: {failure.reason}" for failure in done.failures]
+        log_event("target_used", "warning", target=show_target(done.entry.url), failed=failed)
+    return done.receipt
+
+
+async def make_log_flow(image: Image, sink: Sink[Any]) -> Flow:
+    """The kernel log straight to `sink`.
+
+    Raises:
+        MissingInfoError: no VMCOREINFO, so no log.
+    """
+    from pipeline.flow.channel import Channel
+    from pipeline.run.runner import Flow
+    from stages.writer.log_source import LogSource
+
+    source = LogSource(await need_kernel(image))
+    return Flow(source, [], sink, [Channel("log", _INSPECT_CACHE_BYTES)])
 
 
 def stored_dump(target: str, settings: Settings) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import EXIT_DONE, IncompleteDumpError, PageCountError, full_text
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.config.layers import LoadedSettings
     from pipeline.config.request import DumpRequest
     from pipeline.config.resolved import Resolved
+    from pipeline.config.targets import TargetEntry
     from pipeline.flow.protocols import Sink
     from pipeline.obs.rss import PeakMemory
     from pipeline.obs.summary import Outcome
@@ -47,6 +48,8 @@ class _Run:
     counters: RunCounters
     sampler: MemorySampler = field(default_factory=MemorySampler)
     started: str = field(default_factory=_now)
+    only_log: bool = False
+    """No target took a dump; the last one has the kernel log."""
     left_behind: str | None = None
     """An incomplete but usable dump that a failed run left."""
 
@@ -83,6 +86,9 @@ def _guarded(run: _Run) -> int:
             raise
         _report(run, Receipt(run.left_behind, 0), complete=False)
         raise IncompleteDumpError(full_text(error), run.left_behind) from error
+    if run.only_log:
+        _report(run, receipt, complete=False)
+        raise IncompleteDumpError("no target took the dump, only the kernel log", receipt.target)
     n_missing = run.counters.pages_missing
     _report(run, receipt, complete=n_missing == 0)
     if n_missing:
@@ -103,6 +109,42 @@ async def _watched(run: _Run) -> Receipt:
 
 
 async def _dump(run: _Run) -> Receipt:
+    """To the target, or to the first of the configured ones that takes it."""
+    others = run.loaded.settings.targets
+    if not others and "://" not in run.request.target:
+        return await _attempt(run)
+    return await assemble.deliver(
+        run.request.target, others, run.loaded.settings, lambda entry: _attempt_at(run, entry)
+    )
+
+
+async def _attempt_at(run: _Run, entry: TargetEntry) -> Receipt:
+    if entry.url != run.request.target:
+        # The rest of a request is about its own target: a journal, and those beside it.
+        run.request = replace(run.request, target=entry.url, also=(), journal=None)
+        run.counters.channels.clear()
+    if entry.what == "dmesg":
+        return await _save_log(run)
+    return await _attempt(run)
+
+
+async def _save_log(run: _Run) -> Receipt:
+    """The kernel log alone; the run is not a dump, and says so with its exit code."""
+    from pipeline.run.runner import run_flow
+
+    sink = assemble.make_sink(run.request, run.resolved, run.loaded.settings)
+    await sink.open()
+    try:
+        receipt = await run_flow(await assemble.make_log_flow(run.image, sink))
+        await sink.commit()
+    except BaseException:
+        await sink.abort()
+        raise
+    run.only_log = True
+    return receipt
+
+
+async def _attempt(run: _Run) -> Receipt:
     journal = assemble.make_journal(run.request, run.resolved, run.loaded)
     sink = assemble.make_sink(run.request, run.resolved, run.loaded.settings, journal)
     await sink.open()

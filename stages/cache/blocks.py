@@ -46,7 +46,9 @@ _HINTS_PER_BLOCK: Final = 4
 class BlockRead:
     """One read of several blocks; runs once, in any thread."""
 
-    def __init__(self, image: Image, keys: Sequence[int], block_pages: int, *, hinted: bool) -> None:
+    def __init__(
+        self, image: Image, keys: Sequence[int], block_pages: int, *, hinted: bool
+    ) -> None:
         self.keys = list(keys)
         self.hinted = hinted
         self.row_of = {key: row for row, key in enumerate(self.keys)}
@@ -61,8 +63,9 @@ class BlockRead:
         """Read; never raises, the error is for those who wait."""
         image, per_block = self._image, self._block_pages
         try:
-            first = np.array(self.keys, dtype=np.uint64) * np.uint64(per_block)
-            pfns = (first[:, None] + np.arange(per_block, dtype=np.uint64)).reshape(-1)
+            first: PfnArray = np.array(self.keys, dtype=np.uint64) * np.uint64(per_block)
+            pages_of = np.arange(per_block, dtype=np.uint64)
+            pfns: PfnArray = (first[:, None] + pages_of).reshape(-1)
             pages = np.empty((len(pfns), image.info.page_size), dtype=np.uint8)
             good = image.read_pages(pfns, pages) != PageState.MISSING
             pages[~good] = 0
@@ -147,7 +150,9 @@ class BlockCache:
         if len(fresh) > max(self._capacity // 4, 1):
             rows[rest], good[rest] = await self._read_past(pfns[rest])
         else:
-            await self._read_blocks(fresh, missing, preferred, _Rest(rest, blocks, inside, rows, good))
+            await self._read_blocks(
+                fresh, missing, preferred, _Rest(rest, blocks, inside, rows, good)
+            )
         return rows, good
 
     def hint(self, pfns: PfnArray, *, preferred: bool = False) -> None:

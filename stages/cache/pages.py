@@ -9,6 +9,7 @@ line are served by `blocks.BlockCache`. `make_cache` knows which is which.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -91,7 +92,7 @@ class PageCache:
     """
 
     def __init__(
-        self, image: Image, *, capacity_bytes: int, policy: type[Policy] = S3Fifo
+        self, image: Image, *, capacity_bytes: int, policy: Callable[[int], Policy] = S3Fifo
     ) -> None:
         self.page_size = image.info.page_size
         self.stats = CacheStats()

@@ -1,7 +1,7 @@
 """Which block has to go when the cache is full.
 
 Three policies, so that `dumpstream trace replay` can compare them on recorded traces; the cache
-itself runs `S3Fifo` (docs/adr/0014 has the hit ratios). All are bounded by the capacity, and all
+itself runs `S3Fifo` (docs/adr/0016 has the hit ratios). All are bounded by the capacity, and all
 work in time that does not grow with it.
 
 References:

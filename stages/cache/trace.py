@@ -56,7 +56,7 @@ class TraceReader:
         """
         self.path = path
         self._words = np.fromfile(Path(path), dtype="<u8")
-        if len(self._words) < 2 or int(self._words[0]) != MAGIC:  # noqa: PLR2004  # magic and size
+        if len(self._words) < 2 or int(self._words[0]) != MAGIC:  # magic and size
             seen = hex(int(self._words[0])) if len(self._words) else "nothing"
             raise FormatError("trace", 0, "magic", seen, hex(MAGIC))
         self.page_size = int(self._words[1])

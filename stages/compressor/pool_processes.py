@@ -117,6 +117,9 @@ class ProcessPool:
         async with anyio.create_task_group() as group:
             for worker in self._workers:
                 group.start_soon(self._take_answers, worker)
+            # Jobs of a run that was cancelled still write into their slots.
+            while any(worker.n_jobs for worker in self._workers):
+                await self._freed.wait()
             task_status.started()
 
     async def _take_answers(self, worker: _Worker) -> None:
@@ -139,7 +142,7 @@ class ProcessPool:
         job.encoded = Encoded(job.n_pages, n_bytes, n_shared)
         self._seconds += seconds
         worker.n_jobs -= 1
-        job.done.set()
+        job.done.set()  # nobody waits for it if its run was cancelled
         self._freed.set()
         self._freed = anyio.Event()
 

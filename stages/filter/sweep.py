@@ -36,7 +36,6 @@ from stages.filter.windows import (
 from stages.reader.image import Image
 from stages.translator.kernel import Kernel
 
-
 T = TypeVar("T")
 _Place: TypeAlias = tuple[Window, LocatedWindow]
 
@@ -190,9 +189,7 @@ class _Scan:
             for pair in zip(group, found, strict=True):
                 yield pair
 
-    async def _side_by_side(
-        self, n_pages: int
-    ) -> AsyncGenerator[tuple[Window, ScannedWindow]]:
+    async def _side_by_side(self, n_pages: int) -> AsyncGenerator[tuple[Window, ScannedWindow]]:
         """Heads of the next groups are asked for while windows are read, several at a time."""
         # The first scanners ask for heads only, of as many windows as a buffer of theirs holds.
         n_probers = min(self.workers, _MAX_PROBERS)

@@ -1,7 +1,8 @@
 """VMCOREINFO: the text a kernel exports about its own layout.
 
 References:
-    kernel/vmcore_info.c (kernel/crash_core.c before v6.9), Documentation/admin-guide/kdump/vmcoreinfo.rst
+    kernel/vmcore_info.c (kernel/crash_core.c before v6.9),
+    Documentation/admin-guide/kdump/vmcoreinfo.rst
 
 One ``KEY=VALUE`` a line. The first line of a key wins, except KERNELOFFSET, where the last does::
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from pipeline.errors import DumpError
 from pipeline.memory.sizes import show_size
@@ -57,7 +57,7 @@ async def record(image: Image, out: str) -> int:
         FileExistsError: `out` is there already.
     """
     cache = make_cache(image, CacheOptions(_CACHE_BYTES))
-    with Path(out).open("xb") as file:
+    with _create(out) as file:
         trace = cache.trace = TraceWriter(file, image.info.page_size)
         try:
             kernel = await open_kernel(image, cache)
@@ -65,6 +65,10 @@ async def record(image: Image, out: str) -> int:
         finally:
             cache.close()
     return trace.n_requests
+
+
+def _create(path: str) -> BinaryIO:
+    return Path(path).open("xb")
 
 
 def replay(
@@ -115,7 +119,7 @@ def _replay_one(
 
 def table(rows: Sequence[Replayed]) -> Iterator[str]:
     """`rows` for people."""
-    yield f"{'policy':<8}{'capacity':>10}{'pages':>10}{'hit ratio':>11}{'requests':>10}{'waiting':>10}"
+    yield "policy    capacity     pages  hit ratio  requests   waiting"
     for row in rows:
         yield (
             f"{row.policy:<8}{show_size(row.capacity_bytes):>10}{row.pages:>10}"

@@ -1,7 +1,7 @@
 """Byte ranges of a URL, over connections that stay open.
 
 The standard library's client, not httpx2 as for targets: an answer's body goes straight into the
-caller's buffer, and importing it takes 30 ms instead of 300 (docs/adr/0014). A thread a request in
+caller's buffer, and importing it takes 30 ms instead of 300 (docs/adr/0016). A thread a request in
 flight: they wait, and the interpreter lock is free while they do.
 """
 
@@ -145,7 +145,9 @@ class HttpTransport:
                 got = self._attempt(request)
             except _TransientError as error:
                 n_failures += 1
-                bound = min(self._net.retry_most_s, self._net.retry_first_s * 2 ** min(n_failures, 30))
+                bound = min(
+                    self._net.retry_most_s, self._net.retry_first_s * 2 ** min(n_failures, 30)
+                )
                 delay = max(error.retry_after_s, random.uniform(0, bound))
                 if self._closed or time.monotonic() + delay >= give_up_at:
                     tries = f"{n_failures} attempts" if n_failures > 1 else "one attempt"

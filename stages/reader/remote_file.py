@@ -147,7 +147,9 @@ class RemoteFile:
         for group in groups:
             alone = len(group.indices) == 1
             buffer = (
-                views[group.indices[0]] if alone else memoryview(bytearray(group.stop - group.start))
+                views[group.indices[0]]
+                if alone
+                else memoryview(bytearray(group.stop - group.start))
             )
             firsts.append(len(requests))
             buffers.append(buffer)

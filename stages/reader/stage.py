@@ -42,18 +42,17 @@ class ReaderStage:
 
             await send_side_by_side(self, outbox)
             return
-        seq = n_pages = 0
-        told = 0
-        for pfns, hole in plan_batches(
+        n_pages = told = 0
+        plans = plan_batches(
             self.image, self.kept, batch_pages=self.batch_pages, hole_pages=self.hole_pages
-        ):
+        )
+        for seq, (pfns, hole) in enumerate(plans):
             batch = PageBatch(seq, pfns, self.image.info.page_size, hole=hole)
             if not hole:
                 told = self._read_ahead(int(pfns[0]), told)
                 if self.read_here:
                     await anyio.to_thread.run_sync(self.load, batch)
             await outbox.send(batch)
-            seq += 1
             n_pages += len(pfns)
         await outbox.send(EndOfDump(Totals(n_pages=n_pages)))
 

@@ -23,7 +23,7 @@ from stages.sink.http_probe import Abilities, Ranges, probe
 from stages.sink.http_ranges import HttpRangeStore
 from stages.sink.http_stream import HttpStreamSink
 from stages.sink.http_url import PARTIAL, HttpTarget, parse_http_url
-from stages.sink.manifest import DumpFacts
+from stages.sink.manifest import DumpFacts, Form
 from stages.sink.parts_sink import PartsOptions, PartsSink
 from stages.sink.retry import Failure, RetryPolicy, retry
 from stages.sink.throttle import TokenBucket, start_jitter
@@ -37,13 +37,16 @@ _OPEN_TRIES_S: Final = 30.0
 """How long the first requests may be tried for: a wrong address should not take minutes."""
 
 
-def make_sink(url: str, settings: Settings, journal: Journal | None = None) -> HttpSink:
+def make_sink(
+    url: str, settings: Settings, journal: Journal | None = None, *, form: Form = "kdump"
+) -> HttpSink:
     """The sink for a web server.
 
     Args:
         url: of the dump, whose directory is there.
         settings: all; ``net``, ``http``, ``dump.overwrite`` and ``dump.flatten`` count.
         journal: to be written, and gone on with if it has an upload.
+        form: what the chunks make up.
 
     Raises:
         UsageError: the URL names no file.
@@ -53,8 +56,14 @@ def make_sink(url: str, settings: Settings, journal: Journal | None = None) -> H
         if http.ranges == "always":
             raise UsageError("--flatten and http.ranges=always exclude each other")
         http = structs.replace(http, ranges="never")
-    target = parse_http_url(url)
-    return HttpSink(target, http, settings.net, overwrite=settings.dump.overwrite, journal=journal)
+    return HttpSink(
+        parse_http_url(url),
+        http,
+        settings.net,
+        overwrite=settings.dump.overwrite,
+        journal=journal,
+        form=form,
+    )
 
 
 class HttpSink:
@@ -70,8 +79,10 @@ class HttpSink:
         *,
         overwrite: bool,
         journal: Journal | None = None,
+        form: Form = "kdump",
     ) -> None:
         self._target = target
+        self._form: Form = form
         self._http = http
         self._net = net
         self._overwrite = overwrite
@@ -155,6 +166,7 @@ class HttpSink:
             part_bytes=self._http.piece_bytes,
             buffer_bytes=self._http.buffer_bytes,
             overwrite=self._overwrite,
+            form=self._form,
         )
         return PartsSink(
             store, options, structs.replace(self._net, start_jitter_s=0), self._journal

@@ -1,8 +1,8 @@
 """A dump on a web server that writes parts of files: a `PartStore`, so that each part is tried
 again by itself, several are under way, and an upload can be resumed.
 
-The parts go into ``NAME.partial`` where the server can rename, else into ``NAME`` itself: its head,
-without which it is no dump, comes last.
+The parts go into ``NAME.partial`` where the server can rename, else into ``NAME`` itself: the first
+bytes, without which it is no dump, come last.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from stages.sink.part_store import Seal, SentPart, UploadGoneError
 from stages.sink.parts import Part, PartLimits
 from stages.sink.read_back import Extent, check_read_back
 
+_SIGNATURE: Final = 8
+"""Bytes that say what a file is, in every form of dump."""
 _KIB: Final = 1 << 10
 _GIB: Final = 1 << 30
 LIMITS: Final = PartLimits(least_bytes=256 * _KIB, most_bytes=64 * _GIB, most_parts=10_000)
@@ -56,8 +58,11 @@ class HttpRangeStore:
         return Seal(hashlib.sha256(data).digest(), "")
 
     async def put_part(self, part: Part, data: memoryview, seal: Seal) -> str:
-        await self._files.put_range(self._suffix, part.offset, data)
-        return seal.sha256.hex()[:16]
+        if part.offset:
+            await self._files.put_range(self._suffix, part.offset, data)
+            return seal.sha256.hex()[:16]
+        await self._files.put_range(self._suffix, _SIGNATURE, data[_SIGNATURE:])
+        return bytes(data[:_SIGNATURE]).hex()  # kept with the part, also for another process
 
     def marks(self, _parts: Sequence[SentPart]) -> Mapping[str, str]:
         return {}
@@ -78,6 +83,7 @@ class HttpRangeStore:
         async def read(offset: int, n_bytes: int) -> bytes:
             return await self._files.read(self._suffix, offset, n_bytes)
 
+        await self._files.put_range(self._suffix, 0, bytes.fromhex(parts[0].tag))
         await check_read_back(where, [sent.piece for sent in parts], read, self._verify)
         if self._suffix:
             await self._files.move(self._suffix, "", overwrite=self._overwrite)

@@ -20,7 +20,7 @@ from pipeline.flow.channel import Inbox
 from pipeline.flow.items import Chunk, ChunkKind, EndOfDump, HeadOrder, Outline, Receipt, Totals
 from pipeline.obs.log import log_event
 from stages.sink.digest import Piece, PieceDigests, piece_bytes_for
-from stages.sink.manifest import DumpFacts, build_manifest
+from stages.sink.manifest import DumpFacts, Form, build_manifest
 from stages.sink.read_back import check_read_back
 from stages.sink.retry import RetryPolicy
 from stages.sink.sftp_file import SftpFile
@@ -45,8 +45,8 @@ _LEAST_PIECES: Final = 4
 """Two are open, so that others can be under way."""
 
 
-def make_sink(url: str, settings: Settings) -> SftpSink:
-    """The sink for an ``sftp://`` URL.
+def make_sink(url: str, settings: Settings, *, form: Form = "kdump") -> SftpSink:
+    """The sink for an ``sftp://`` URL; `form` is what the chunks make up.
 
     Raises:
         UsageError: the URL is odd, or a flattened dump is asked for.
@@ -59,6 +59,7 @@ def make_sink(url: str, settings: Settings) -> SftpSink:
         settings.net,
         overwrite=settings.dump.overwrite,
         fsync=settings.sink.fsync,
+        form=form,
     )
 
 
@@ -76,8 +77,10 @@ class SftpSink:
         *,
         overwrite: bool,
         fsync: bool,
+        form: Form = "kdump",
     ) -> None:
         self._target = target
+        self._form: Form = form
         self._ssh = ssh
         self._net = net
         self._policy = RetryPolicy.of(net)
@@ -214,7 +217,7 @@ class SftpSink:
         await self._sessions.do(partial(self._file.rename, size=self._end), self._policy)
         made = build_manifest(
             name=self._target.path.rpartition("/")[2],
-            form="kdump",
+            form=self._form,
             pieces=self._pieces,
             totals=self._totals,
             facts=self._facts,

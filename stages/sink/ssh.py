@@ -25,7 +25,7 @@ from stages.formats.flattened import END_RECORD
 from stages.sink import ssh_scripts
 from stages.sink.digest import Piece, PieceDigests, piece_bytes_for
 from stages.sink.flat_records import FlatRecords
-from stages.sink.manifest import SUFFIX, DumpFacts, build_manifest
+from stages.sink.manifest import SUFFIX, DumpFacts, Form, build_manifest
 from stages.sink.retry import Failure, RetryPolicy, TransientError, retry
 from stages.sink.ssh_command import remote, ssh_argv
 from stages.sink.ssh_remote import RemoteCommand, run_command
@@ -43,14 +43,18 @@ _ABORT_S: Final = 10.0
 _UNDO_TRIES_S: Final = 5.0
 
 
-def make_sink(url: str, settings: Settings) -> SshSink:
-    """The sink for an ``ssh://`` URL.
+def make_sink(url: str, settings: Settings, *, form: Form = "kdump") -> SshSink:
+    """The sink for an ``ssh://`` URL; `form` is what the chunks make up.
 
     Raises:
         UsageError: the URL is odd.
     """
     return SshSink(
-        parse_ssh_url(url), settings.ssh, settings.net, overwrite=settings.dump.overwrite
+        parse_ssh_url(url),
+        settings.ssh,
+        settings.net,
+        overwrite=settings.dump.overwrite,
+        form=form,
     )
 
 
@@ -61,9 +65,16 @@ class SshSink:
     head_order = HeadOrder.FIRST
 
     def __init__(
-        self, target: SshTarget, ssh: SshSettings, net: NetSettings, *, overwrite: bool
+        self,
+        target: SshTarget,
+        ssh: SshSettings,
+        net: NetSettings,
+        *,
+        overwrite: bool,
+        form: Form = "kdump",
     ) -> None:
         self._target = target
+        self._form: Form = form
         self._ssh = ssh
         self._net = net
         self._overwrite = overwrite
@@ -202,7 +213,7 @@ class SshSink:
             pieces = self._dump_digests.finish()
         return build_manifest(
             name=self._target.path.rpartition("/")[2],
-            form="kdump" if self._assembles else "flattened",
+            form=self._form if self._assembles else "flattened",
             pieces=pieces,
             totals=self._totals,
             facts=self._facts,

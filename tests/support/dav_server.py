@@ -31,7 +31,7 @@ class DavServer:
     methods: set[str] = field(default_factory=lambda: {"HEAD", "GET", "PUT", "MOVE", "DELETE"})
     token: str | None = None
     before: Callable[[Request], Response | None] = lambda _: None
-    after: Callable[[Request], None] = lambda _: None
+    after: Callable[[Request], object] = lambda _: None
     files: dict[str, bytearray] = field(default_factory=dict)
     seen: list[Request] = field(default_factory=list)
 
@@ -97,15 +97,16 @@ class DavServer:
         """Hang up on the first such request, before or after it was done."""
         left = [True]
 
-        def hang_up(request: Request) -> None:
+        def hang_up(request: Request) -> Response | None:
             if left[0] and request.method == method and request.path == path:
                 left[0] = False
                 raise HangUpError
+            return None
 
         if done:
             self.after = hang_up
         else:
-            self.before = hang_up  # type: ignore[assignment] - returns None, which goes on
+            self.before = hang_up
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[str]:

@@ -15,7 +15,11 @@ MODULES = sorted([*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stages").rglob("
 BELOW_STAGES = ("pipeline.memory", "pipeline.flow", "pipeline.errors", "pipeline.obs")
 ASSEMBLY = "pipeline.run.assemble"
 # Annotations may name what run time must not import: a sink's settings, the parts of a run.
-TYPES_ONLY = (("stages.", "pipeline.config"), ("pipeline.run.", "stages"))
+TYPES_ONLY = (
+    ("stages.", "pipeline.config"),
+    ("pipeline.run.", "stages"),
+    ("pipeline.api", "stages"),
+)
 
 
 def dotted(path: Path) -> str:

@@ -21,6 +21,7 @@ from stages.transport.flat_stream import receive_stream
 from tests.lab.net.lighttpd import lighttpd
 from tests.lab.net.nginx import nginx
 from tests.lab.net.web import PASSWORD, USER, WebServer
+from tests.support.captured_log import captured_log
 from tests.support.certificates import Authority
 from tests.support.chunk_stream import ChunkStream, send
 from tests.support.faulty_proxy import Faults, Line, faulty_proxy
@@ -181,27 +182,26 @@ async def test_a_missing_directory_is_named(request: pytest.FixtureRequest, kind
 
 @pytest.mark.parametrize("kind", ["in_place", "whole_files"])
 async def test_credentials_come_from_netrc_and_stay_secret(
-    request: pytest.FixtureRequest,
-    kind: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest, kind: str, tmp_path: Path
 ) -> None:
     """Right ones let us in, wrong ones fail in one line, and none of it is ever shown."""
     server: WebServer = request.getfixturevalue(kind)
     netrc = tmp_path / "netrc"
     name = f"closed/{kind}"
-    with pytest.raises(SinkError, match="missing credentials"):
-        await send(ChunkStream(MIB), to(server.url(name)))
-    netrc.write_text(f'machine 127.0.0.1 login {USER} password "wrong secret"\n')
     wrong = HttpSettings(netrc=str(netrc))
-    with pytest.raises(SinkError, match="wrong or missing credentials") as caught:
-        await send(ChunkStream(MIB), to(server.url(name), http=wrong))
-    assert server.left(name) == []
+    with captured_log() as log:
+        with pytest.raises(SinkError, match="missing credentials"):
+            await send(ChunkStream(MIB), to(server.url(name)))
+        netrc.write_text(f'machine 127.0.0.1 login {USER} password "wrong secret"\n')
+        with pytest.raises(SinkError, match="wrong or missing credentials") as caught:
+            await send(ChunkStream(MIB), to(server.url(name), http=wrong))
+        assert server.left(name) == []
 
-    netrc.write_text(f'machine 127.0.0.1 login {USER} password "{PASSWORD}"\n')
-    await send(ChunkStream(MIB), to(server.url(name), http=HttpSettings(netrc=str(netrc))))
-    assert server.left(name) == [kind, f"{kind}.manifest.json"]
-    said = capsys.readouterr().err + str(caught.value)
+        netrc.write_text(f'machine 127.0.0.1 login {USER} password "{PASSWORD}"\n')
+        await send(ChunkStream(MIB), to(server.url(name), http=HttpSettings(netrc=str(netrc))))
+        assert server.left(name) == [kind, f"{kind}.manifest.json"]
+    said = log.getvalue() + str(caught.value)
+    assert "credentials_in_clear" in said
     assert "secret" not in said
     assert PASSWORD not in said
 

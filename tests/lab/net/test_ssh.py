@@ -293,20 +293,12 @@ async def test_ssh_has_dumpstream_assemble_the_dump_where_it_is_installed(
     assert left(server, "assembled") == ["assembled", "assembled.manifest.json"]
 
 
-_RECEIVER = """\
-import sys
-from stages.transport.receive import ReceiveRequest, run_receive
-if "--help" not in sys.argv:
-    run_receive(ReceiveRequest(listen=None, target=sys.argv[-1], overwrite="-f" in sys.argv))
-"""
-
-
 def install_receiver(server: SshServer) -> None:
-    """A ``dumpstream`` at the other end that does what `receive` of this checkout does."""
+    """This checkout as the ``dumpstream`` at the other end."""
     root = shlex.quote(str(Path(__file__).parents[3]))
     program = server.bin / "dumpstream"
     python = f"PYTHONPATH={root} exec {shlex.quote(sys.executable)}"
-    program.write_text(f'#!/bin/sh\n{python} -c {shlex.quote(_RECEIVER)} "$@"\n')
+    program.write_text(f'#!/bin/sh\n{python} -m pipeline "$@"\n')
     program.chmod(0o755)
 
 

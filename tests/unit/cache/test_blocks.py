@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 import anyio
 import pytest
 
+from pipeline.memory.addresses import ByteArray
 from stages.reader.remote_link import SourceError
 from tests.unit.cache.line_image import BLOCK, BLOCK_PAGES, LineImage, cache_of, pfns_of, told
 
 pytestmark = pytest.mark.anyio
 
 
-def rows_of(rows: object) -> list[bytes]:
-    return [row.tobytes() for row in rows]  # type: ignore[attr-defined]
+def rows_of(rows: ByteArray) -> list[bytes]:
+    return [row.tobytes() for row in rows]
 
 
-async def until(what: object) -> None:
+async def until(what: Callable[[], object]) -> None:
     """Wait until `what` holds; five seconds at most."""
     with anyio.fail_after(5):
-        while not what():  # type: ignore[operator]
+        while not what():  # noqa: ASYNC110  # what is waited for happens in another thread
             await anyio.sleep(0.005)
 
 
@@ -58,7 +59,7 @@ class TestReads:
 
         assert image.reads == [[20, 40, 88]]
         assert good.tolist() == [True, True, False, True, True]
-        expected = told(image, 90, 20) + [bytes(4096)] + told(image, 20, 41)
+        expected = [*told(image, 90, 20), bytes(4096), *told(image, 20, 41)]
         assert rows_of(rows) == expected
         cache.close()
 
@@ -178,7 +179,7 @@ class TestPrefetch:
 
         cache.hint(pfns_of(40))
         await until(lambda: image.reads == [[40]])
-        time.sleep(0.02)
+        await anyio.sleep(0.02)
         rows, _ = await cache.get_many(pfns_of(41))
 
         assert rows_of(rows) == told(image, 41)

@@ -54,9 +54,7 @@ def test_replay_counts(tmp_path: Path) -> None:
     """Hits, requests and waiting time of a trace that is easy to follow by hand."""
     path = written(tmp_path / "t", [((1, 2, 9), False), ((1, 2), False), ((9,), False)])
 
-    (row,) = replay(
-        str(path), policies=["lru"], capacities=[8 * 4096], latency_ms=5, block_pages=1
-    )
+    (row,) = replay(str(path), policies=["lru"], capacities=[8 * 4096], latency_ms=5, block_pages=1)
 
     assert (row.pages, row.hits, row.requests) == (6, 3, 2)
     assert row.wait_s == pytest.approx(0.010)
