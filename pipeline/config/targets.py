@@ -63,7 +63,8 @@ class S3Settings(Struct, frozen=True, forbid_unknown_fields=True):
     kms_key_id: str | None = None
     storage_class: str | None = None
     presigned: str | None = None
-    """File or https URL of a document with presigned part URLs (docs/adr/0010)."""
+    """A file with presigned part URLs, or with the URL where they are; or that URL, if it holds no
+    secret (docs/adr/0010)."""
 
 
 class AzureSettings(Struct, frozen=True, forbid_unknown_fields=True):

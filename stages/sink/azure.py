@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from pipeline.config.settings import Settings
     from stages.sink.azure_stored import AzureStored
     from stages.sink.journal import Journal
+    from stages.sink.manifest import Form
     from stages.sink.part_store import PartStore
 
 
-def make_sink(url: str, settings: Settings, journal: Journal | None = None) -> PartsSink:
+def make_sink(
+    url: str, settings: Settings, journal: Journal | None = None, *, form: Form = "kdump"
+) -> PartsSink:
     """The sink for an Azure target.
 
     Args:
@@ -27,6 +30,7 @@ def make_sink(url: str, settings: Settings, journal: Journal | None = None) -> P
         settings: all; ``net``, ``azure`` and ``dump.overwrite`` count.
         journal: to be written, and gone on with if it has an upload; None discards the parts of a
             failed upload.
+        form: of what is sent.
 
     Raises:
         UsageError: the URL names no blob, or the environment no account.
@@ -40,6 +44,7 @@ def make_sink(url: str, settings: Settings, journal: Journal | None = None) -> P
         part_bytes=block_bytes,
         buffer_bytes=settings.azure.buffer_bytes,
         overwrite=settings.dump.overwrite,
+        form=form,
     )
     return PartsSink(store, options, settings.net, journal)
 

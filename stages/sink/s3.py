@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from pipeline.config.settings import Settings
     from pipeline.config.targets import NetSettings, S3Settings
     from stages.sink.journal import Journal
+    from stages.sink.manifest import Form
     from stages.sink.part_store import PartStore
     from stages.sink.s3_stored import S3Stored
 
 
-def make_sink(url: str, settings: Settings, journal: Journal | None = None) -> PartsSink:
+def make_sink(
+    url: str, settings: Settings, journal: Journal | None = None, *, form: Form = "kdump"
+) -> PartsSink:
     """The sink for an S3 target.
 
     Args:
@@ -29,6 +32,7 @@ def make_sink(url: str, settings: Settings, journal: Journal | None = None) -> P
         settings: all; ``net``, ``s3`` and ``dump.overwrite`` count.
         journal: to be written, and gone on with if it has an upload; None discards the parts of a
             failed upload.
+        form: of what is sent.
 
     Raises:
         UsageError: the URL names no object.
@@ -40,6 +44,7 @@ def make_sink(url: str, settings: Settings, journal: Journal | None = None) -> P
         part_bytes=None if part_size == "auto" else part_size,
         buffer_bytes=settings.s3.buffer_bytes,
         overwrite=settings.dump.overwrite,
+        form=form,
     )
     return PartsSink(make_store(name, settings.s3, settings.net), options, settings.net, journal)
 

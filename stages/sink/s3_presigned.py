@@ -30,7 +30,7 @@ import anyio.to_thread
 import msgspec
 from msgspec import Struct, field
 
-from pipeline.errors import SinkError
+from pipeline.errors import SinkError, UsageError
 from stages.sink.part_store import Seal, SentPart, UploadGoneError
 from stages.sink.parts import Part, PartLimits
 from stages.sink.s3_errors import S3RefusedError, refusal
@@ -64,7 +64,7 @@ class PresignedStore:
     """PartStore for one object, whose upload somebody else has begun."""
 
     def __init__(self, name: S3Name, document: str, client: WebClient) -> None:
-        """`document`: a file's path, or an https URL; never shown."""
+        """`document`: the path of a file that holds it, or its URL; or the URL itself."""
         self.target = str(name)
         self._document_at = document
         self._client = client
@@ -84,15 +84,21 @@ class PresignedStore:
 
     async def _load(self) -> bytes:
         at = self._document_at
-        if "://" in at:
-            answer = await self._client.call("GET", at, {"accept": "application/json"})
-            if not answer.is_good:
-                raise refusal(self.target, "get the presigned URLs", answer)
-            return answer.body
-        try:
-            return await anyio.to_thread.run_sync(_read_file, Path(at))
-        except OSError as error:
-            raise SinkError(f"{at}: {error.strerror or error}") from error
+        if "://" not in at:
+            try:
+                data = await anyio.to_thread.run_sync(_read_file, Path(at))
+            except OSError as error:
+                raise SinkError(f"{at}: {error.strerror or error}") from error
+            at = data.strip().decode("ascii", "replace")
+            if not _is_web(at):
+                return data
+        elif not _is_web(at) or "?" in at or "@" in at:
+            # Settings are shown by `plan` and kept in manifests.
+            raise UsageError("s3.presigned: a URL with a secret in it belongs in a file")
+        answer = await self._client.call("GET", at, {"accept": "application/json"})
+        if not answer.is_good:
+            raise refusal(self.target, "get the presigned URLs", answer)
+        return answer.body
 
     def _parse(self, data: bytes) -> Presigned:
         try:
