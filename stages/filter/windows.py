@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.memory.addresses import BoolArray, PfnArray
 from pipeline.memory.bitmap import BLOCK_PAGES, PageBitmap
+from stages.arch.paging import ADDRESS_LIMIT
 from stages.filter.classify import BATCH_PAGES
 from stages.filter.memory_model import MemoryModel
 from stages.filter.page_layout import PageLayout
@@ -97,7 +98,12 @@ async def locate_windows(
         start = first.memmap_vaddr // page_size * page_size
         stop = last.memmap_vaddr + last.n_pages * layout.size
         n_pages = -(-(stop - start) // page_size)
-        pfns = _page_pfns(await translator.runs(start, n_pages * page_size), page_size)
+        # A section table that was hit may put struct pages past the end of the address space.
+        n_possible = max(min(n_pages, (ADDRESS_LIMIT - start) // page_size), 0)
+        pfns = np.full(n_pages, UNMAPPED, dtype=np.uint64)
+        if n_possible:
+            runs = await translator.runs(start, n_possible * page_size)
+            pfns[:n_possible] = _page_pfns(runs, page_size)
         for window in stretch:
             skip, off = divmod(window.memmap_vaddr - start, page_size)
             n_needed = -(-(off + window.n_pages * layout.size) // page_size)

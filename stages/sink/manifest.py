@@ -1,7 +1,7 @@
 """The manifest that lies next to a dump: what it is, what it was made from, and its digests.
 
 ``NAME.manifest.json``, UTF-8 JSON, one object; unknown keys are ignored, a higher `version` is
-refused. `docs/formats.md` describes every key; `stages.sink.digest` how to recompute the digests.
+refused. `docs/manifest.md` describes every key; `stages.sink.digest` how to recompute the digests.
 """
 
 from __future__ import annotations

@@ -175,7 +175,9 @@ class SftpLanes:
                 await lane.asked.wait()
             reply = await self._reply(session)
             if reply.id not in lane.unanswered:
-                raise SftpFormatError(f"answer to {reply.id}, which was not asked")
+                raise SftpFormatError(
+                    f"{session.target}: answer to {reply.id}, which was not asked"
+                )
             try:
                 require_ok(reply)
             except SftpStatusError as error:
@@ -187,7 +189,8 @@ class SftpLanes:
             with anyio.fail_after(self._stall_s):
                 return await session.receive()
         except TimeoutError:
-            raise LostConnectionError(f"no answer for {self._stall_s:g} s") from None
+            problem = f"{session.target}: no answer for {self._stall_s:g} s"
+            raise LostConnectionError(problem) from None
 
     def _answered(self, lane: _Lane, request_id: int) -> None:
         self._pool.give_back(lane.unanswered.pop(request_id))

@@ -34,6 +34,7 @@ class SftpSession:
     writes and another one receives what comes back; never both.
 
     Attributes:
+        target: for messages.
         handle: of the one file that the session writes; empty until the caller sets it.
         read_handle: of the same file to read; empty until the caller sets it.
         most_write: bytes that one write may carry.
@@ -42,7 +43,7 @@ class SftpSession:
 
     def __init__(self, process: SshProcess, target: str) -> None:
         self._process = process
-        self._target = target
+        self.target = target
         self._received = bytearray()
         self._next_id = 0
         self._extensions: dict[str, bytes] = {}
@@ -85,7 +86,7 @@ class SftpSession:
                 self.most_write = _bounded(limits.write)
                 self.most_read = _bounded(limits.read)
         except SftpFormatError as error:
-            raise SftpFormatError(f"{self._target}: {error}") from error
+            raise SftpFormatError(f"{self.target}: {error}") from error
 
     @property
     def can_rename_over(self) -> bool:
@@ -179,7 +180,7 @@ class SftpSession:
         while asked:
             reply = await self.receive()
             if reply.id not in asked:
-                raise SftpFormatError(f"{self._target}: answer to {reply.id}, which was not asked")
+                raise SftpFormatError(f"{self.target}: answer to {reply.id}, which was not asked")
             at, wanted = asked.pop(reply.id)
             got = wire.parse_data(reply, wanted)
             data[at : at + len(got)] = got
@@ -228,7 +229,7 @@ class SftpSession:
     async def _answer(self, request_id: int) -> Reply:
         reply = await self.receive()
         if reply.id != request_id:
-            raise SftpFormatError(f"{self._target}: answer to {reply.id}, wanted to {request_id}")
+            raise SftpFormatError(f"{self.target}: answer to {reply.id}, wanted to {request_id}")
         return reply
 
     async def _send(self, *parts: bytes | memoryview) -> None:
@@ -239,7 +240,7 @@ class SftpSession:
 
     async def _why_lost(self) -> SinkError:
         code, words = await self._process.last_words()
-        return failure(self._target, code, words)
+        return failure(self.target, code, words)
 
 
 def _bounded(limit: int) -> int:

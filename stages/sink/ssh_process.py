@@ -128,14 +128,16 @@ class SshProcess:
         """End ssh and forget it; it may take `most_s` to end by itself. Works when cancelled."""
         self.end_input()
         with anyio.CancelScope(shield=True):
-            if await self.exit_code(most_s) is None:
+            for end_it in (self._process.terminate, self._process.kill):
+                if await self.exit_code(most_s) is not None:
+                    break
                 with contextlib.suppress(ProcessLookupError):
-                    self._process.terminate()
-                await self.exit_code(_LAST_WORDS_S)
-            await self._process.aclose()  # kills what still runs
-            for fd in (self._stdout, self._stderr):
-                _close(fd)
-            self._stdout = self._stderr = -1
+                    end_it()
+                most_s = _LAST_WORDS_S
+            await self._process.aclose()
+        for fd in (self._stdout, self._stderr):
+            _close(fd)
+        self._stdout = self._stderr = -1
 
     def _listen(self) -> None:
         """Take what is on standard error, so that ssh never waits for us there."""

@@ -56,7 +56,8 @@ def failure(target: str, code: int | None, words: str) -> SinkError:
     """The error that fits how ssh ended; `LostConnectionError` when another try may succeed."""
     for sign, meaning in _PERMANENT:
         if sign in words:
-            return SinkError(f"{target}: {meaning.format(file=_file(words))} ({_last_line(words)})")
+            said = _last_line(words, sign)
+            return SinkError(f"{target}: {meaning.format(file=_file(words))} ({said})")
     said = _last_line(words)
     dropped = any(sign in words for sign in _DROPPED)
     if dropped or (code == _SSH_FAILED and not said):
@@ -66,10 +67,12 @@ def failure(target: str, code: int | None, words: str) -> SinkError:
     return SinkError(f"{target}: {said or f'ssh ended with exit code {code}'}")
 
 
-def _last_line(words: str) -> str:
-    """The last line that says something, without what a terminal would obey."""
-    lines = [line for line in re.sub(r"[^\x20-\x7e\n]", "", words).splitlines() if line.strip()]
-    line = lines[-1].strip().removeprefix("ssh: ") if lines else ""
+def _last_line(words: str, sign: str = "") -> str:
+    """The last line with `sign` in it, without what a terminal would obey; banners do not count."""
+    lines = [line.strip() for line in re.sub(r"[^\x20-\x7e\n]", "", words).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("@")]
+    line = next((line for line in reversed(lines) if sign in line), lines[-1] if lines else "")
+    line = line.removeprefix("ssh: ")
     return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]}..."
 
 

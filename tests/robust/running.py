@@ -155,9 +155,7 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 
 def children(pid: int) -> list[int]:
     """Processes that `pid` has started and that were not waited for."""
-    return [
-        int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    ]
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_alive(pid: int) -> bool:

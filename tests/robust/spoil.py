@@ -68,7 +68,7 @@ def set_key(path: Path, name: str, value: str) -> None:
     """Give a key another value; what is longer than the old one is cut."""
     start, size = _find(path, name)
     room = size - len(name) - 1
-    write_at(path, start + len(name) + 1, value[:room].ljust(room).encode())
+    write_at(path, start + len(name) + 1, value[:room].ljust(room).encode("latin-1"))
 
 
 def drop_vmcoreinfo(path: Path) -> None:
@@ -89,9 +89,9 @@ def tables(demo: DemoFacts, path: Path) -> Iterator[tuple[int, int]]:
         seen.add(off)
         yield level, off
         if level < demo.levels - 1:
-            for entry in entries(path, off).values():
-                if not entry & 0x80:
-                    waiting.append((level + 1, demo.addresses.file_off(entry & _ADDRESS_BITS)))
+            below = [word for word in entries(path, off).values() if not word & 0x80]
+            places = [demo.addresses.file_off(word & _ADDRESS_BITS) for word in below]
+            waiting += [(level + 1, place) for place in places]
 
 
 def top_table(demo: DemoFacts) -> int:

@@ -9,15 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import resource
 import shutil
-import signal
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,12 +21,11 @@ from hypothesis import strategies as st
 
 from stages.demo.build import DemoFacts, build_demo_image
 from tests.robust import spoil
+from tests.robust.guard import bounded
 from tests.robust.running import QUICK, Done, call
 from tests.support.kdump_writer import KdumpWriter, flatten
 from tests.support.vmcore_writer import described
 
-MOST_S = 20
-MOST_GROWTH_MIB = 150
 FUZZ = settings(
     max_examples=60,
     deadline=None,
@@ -74,8 +69,7 @@ class Patient:
         """One command on the image as it is, under the watch of a clock and of a meter."""
         name, *more = command.split()
         target = self.path.with_name("out")
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with deadline():
+        with bounded():
             match name:
                 case "dump":
                     raw = ("--compress", "none")
@@ -84,8 +78,6 @@ class Patient:
                     done = call("translate", self.path, "ffffffff81000000", "ffffea0000000000")
                 case _:
                     done = call(name, self.path)
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        assert grown < MOST_GROWTH_MIB << 10
         check_end(done, says_why=done.code == 3 or (done.code == 1 and name == "dump"))
         return done
 
@@ -99,24 +91,6 @@ def check_end(done: Done, *, says_why: bool) -> None:
         assert not re.match(r"(\w+: )?[A-Z]\w+(Error|Exception): ", done.error)
     else:
         assert done.events or not done.err
-
-
-class TooSlowError(BaseException):
-    """Not an Exception, so that nothing on the way takes it for one of its own."""
-
-
-@contextlib.contextmanager
-def deadline() -> Iterator[None]:
-    def too_slow(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise TooSlowError
-
-    before = signal.signal(signal.SIGALRM, too_slow)
-    signal.alarm(MOST_S)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="module")

@@ -63,10 +63,8 @@ def test_no_such_file(tmp_path: Path, target: Path) -> None:
         (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
     ],
 )
-def test_no_file(
-    make: Callable[[Path], None], said: str, tmp_path: Path, target: Path
-) -> None:
-    """What can't be read at random is refused at once; a pipe nobody writes to is not waited for."""
+def test_no_file(make: Callable[[Path], None], said: str, tmp_path: Path, target: Path) -> None:
+    """What can't be read at random is refused; a pipe nobody writes to is not waited for."""
     make(tmp_path / "source")
 
     run("dump", tmp_path / "source", target).failed(1, str(tmp_path / "source"), said)
@@ -118,9 +116,7 @@ class TestElfCutInsideItsNotes:
 
 
 @pytest.mark.parametrize("at", ["first load", "second load", "last load", "last page", "last byte"])
-def test_elf_cut_inside_its_memory(
-    at: str, demo: DemoFacts, spoilt: Path, target: Path
-) -> None:
+def test_elf_cut_inside_its_memory(at: str, demo: DemoFacts, spoilt: Path, target: Path) -> None:
     """Every page in front of the cut is dumped as it is, every page behind it is counted."""
     size = spoilt.stat().st_size
     # File order: low memory, the rest below the hole, memory above it.

@@ -74,9 +74,7 @@ class TestEndingSignals:
         check_left(done, partial, demo.path, 100)
         assert not [pid for pid in workers if is_alive(pid)]
 
-    def test_in_the_sync(
-        self, number: signal.Signals, demo: DemoFacts, target: Path
-    ) -> None:
+    def test_in_the_sync(self, number: signal.Signals, demo: DemoFacts, target: Path) -> None:
         """All pages are written, but nobody knows if they are on the disk: still incomplete."""
         with process(held_command("syncing", demo.path, target), **PIPES) as running:
             wait_for_it(running)
@@ -86,9 +84,7 @@ class TestEndingSignals:
         n_kept = int(demo.kept(31).sum())
         check_left(done, target.with_name("dump.partial"), demo.path, n_kept)
 
-    def test_into_a_pipe_that_nobody_reads(
-        self, number: signal.Signals, demo: DemoFacts
-    ) -> None:
+    def test_into_a_pipe_that_nobody_reads(self, number: signal.Signals, demo: DemoFacts) -> None:
         """Blocked on a full pipe it listens nevertheless."""
         with started("dump", "-d", "0", demo.path, "-", **PIPES) as running:
             assert running.stdout is not None

@@ -88,7 +88,7 @@ def run_and_kill(upload: Upload, folder: Path, n_parts: int) -> Path:
     give_up_at = time.monotonic() + 60
     try:
         while True:
-            (journal, *_) = [*folder.glob("*.journal"), None]
+            journal = next(folder.glob("*.journal"), None)
             if journal is not None and journal.read_text().count('"kind":"part"') >= n_parts:
                 process.kill()
                 return journal

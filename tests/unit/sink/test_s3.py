@@ -11,10 +11,12 @@ from typing import Any
 import anyio
 import pytest
 
+from pipeline.config.settings import Settings
 from pipeline.config.targets import NetSettings, S3Settings
 from pipeline.errors import SinkError, StageError, UsageError
 from stages.sink.journal import Journal, identify_source
 from stages.sink.manifest import DumpFacts, parse_manifest
+from stages.sink.measure import measure_target
 from stages.sink.parts_sink import PartsOptions, PartsSink
 from stages.sink.s3 import make_store
 from stages.sink.s3_location import S3Name, find_place, parse_s3_url
@@ -35,7 +37,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
 
 
-def stream(data_bytes: int = 22 * MIB, **more: Any) -> ChunkStream:  # noqa: ANN401
+def stream(data_bytes: int = 22 * MIB, **more: Any) -> ChunkStream:
     return ChunkStream(data_bytes, low_bytes=300_000, chunk_bytes=1 * MIB, **more)
 
 
@@ -501,3 +503,17 @@ def test_composite_checksum_is_the_documented_one() -> None:
     one = "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0="  # of "abc"
     assert composite_checksum([one]) == "T4tCwi3TcptRm6b2jS2nzFstYG0F2u1a1RKMwD5sY1g=-1"
     assert composite_checksum(["", one]) == ""
+
+
+async def test_measuring_a_target_leaves_nothing() -> None:
+    """`estimate` sends parts of an upload that it aborts: a speed, and no object."""
+    async with rig() as it:
+        settings = Settings(s3=S3Settings(endpoint=it.endpoint), net=NET)
+
+        facts = await measure_target("s3://dumps/vmcore", settings)
+
+        assert facts.bytes_per_s is not None
+        assert facts.bytes_per_s > 1e6
+        assert it.server.objects == {}
+        assert it.server.uploads == {}
+        assert it.server.n_requests["PUT part"] == 8

@@ -59,7 +59,8 @@ def test_complete_lists_parts_with_their_checksums() -> None:
 
 def test_composite_is_that_of_the_kind_asked_for() -> None:
     """Another checksum, or none, is an empty answer."""
-    data = b"<CompleteMultipartUploadResult><ChecksumCRC32C>a-1</ChecksumCRC32C></CompleteMultipartUploadResult>"
+    name = b"CompleteMultipartUploadResult"
+    data = b"<%s><ChecksumCRC32C>a-1</ChecksumCRC32C></%s>" % (name, name)
 
     assert parse_composite(data, "crc32c") == "a-1"
     assert parse_composite(data, "sha256") == ""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 
 from pipeline.config.targets import NetSettings
 from pipeline.errors import DumpError, SinkError, StageError, UsageError
+from pipeline.flow.channel import Channel
+from pipeline.run.runner import Flow, run_flow
 from stages.sink.manifest import read_manifest
 from tests.support.chunk_stream import ChunkStream, send
 from tests.support.ssh_bench import Bench
@@ -200,6 +205,34 @@ async def test_a_dump_that_fails_leaves_its_readable_part(bench: Bench, torn: bo
     with pytest.raises(DumpError):
         await send(ChunkStream(STREAM, fail_at=1_500_000, torn=torn), bench.sftp())
     assert bench.left() == ["dump.partial"]
+
+
+@pytest.mark.parametrize("scheme", ["sftp", "ssh"])
+async def test_nothing_runs_after_an_open_that_was_cancelled(bench: Bench, scheme: str) -> None:
+    """Ctrl-C while a server keeps silent ends ssh too."""
+    bench.faults(deaf=True, shell_prefix="sleep 60;")
+    sink = bench.sftp() if scheme == "sftp" else bench.ssh()
+    with anyio.move_on_after(0.5) as scope:
+        await sink.open()
+    assert scope.cancelled_caught
+    with pytest.raises(ProcessLookupError):
+        os.kill(bench.last_pid(), 0)
+    assert bench.left() == []
+
+
+async def test_a_connection_that_falls_silent_is_replaced(bench: Bench) -> None:
+    """Its process is ended by force, and the dump goes on over another one."""
+    net = NetSettings(stall_timeout_s=0.2, retry_deadline_s=10, retry_first_s=0.01)
+    sink = bench.sftp(net=net)
+    await sink.open()
+    silent = bench.last_pid()
+    os.kill(silent, signal.SIGSTOP)
+    stream = ChunkStream(STREAM, head_order=sink.head_order)
+    await run_flow(Flow(stream, [], sink, [Channel("chunks", 1 << 20)]))
+    await sink.commit()
+    assert (bench.files / "dump").read_bytes() == stream.expected()
+    with pytest.raises(ProcessLookupError):
+        os.kill(silent, 0)
 
 
 async def test_flattened_is_refused(make_settings: Callable[..., object]) -> None:

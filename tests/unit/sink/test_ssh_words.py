@@ -41,7 +41,11 @@ def test_what_may_pass_is_tried_again(words: str, code: int | None) -> None:
     ("words", "code", "said"),
     [
         (CHANGED, 255, "has changed since it was recorded in /home/me/.ssh/known_hosts:12"),
-        ("No ED25519 host key is known for h\nHost key verification failed.\n", 255, "not known"),
+        (
+            "No ED25519 host key is known for h\nHost key verification failed.\n",
+            255,
+            "add it to known_hosts (No ED25519 host key is known for h)",
+        ),
         ("me@h: Permission denied (publickey,password).\n", 255, "refused every key"),
         ("cat: write error: No space left on device\n", 1, "No space left on device"),
         ("", 127, "exit code 127"),
