@@ -16,7 +16,6 @@ from pipeline.flow.channel import Inbox
 from pipeline.flow.items import Chunk, ChunkKind, EndOfDump, HeadOrder, Outline, Receipt
 from stages.sink.partial_file import PartialFile
 
-
 _INLINE_BYTES: Final = 4 << 20
 _FAST_S: Final = 0.004
 """A write that took longer was not just a copy; the hop itself takes a twentieth of it."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from tests.lab import boot, cache, elfhead
 from tests.lab.catalog import IMAGES, Image, Method
-from tests.lab.commands import LabError, run
+from tests.lab.commands import LabError, MirrorError, run
 from tests.lab.kernels import ensure_kernel
 from tests.lab.qemu import sections
 from tests.lab.tools import makedumpfile
@@ -125,11 +126,20 @@ def ensure_oracle_image(name: str) -> Path:
 
 
 def ensure_images(names: Iterable[str]) -> dict[str, Path]:
-    """Several images, two at a time; all are tried before a failure is raised."""
+    """Several images, two at a time; all are tried before a failure is raised.
+
+    Those for which the mirror has no usable packages today are said and left out.
+    """
     wanted = [find(name).name for name in names]
     with ThreadPoolExecutor(GUESTS_AT_ONCE) as pool:
         futures = {name: pool.submit(ensure_oracle_image, name) for name in wanted}
-    return {name: future.result() for name, future in futures.items()}
+    built = {}
+    for name, future in futures.items():
+        try:
+            built[name] = future.result()
+        except MirrorError as error:
+            print(f"{name:18} not built: {error}", file=sys.stderr)
+    return built
 
 
 def sidecar(name: str) -> dict[str, Any]:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 TAIL_LINES = 30
 
 
+class MirrorError(Exception):
+    """The mirror's own files of a foreign architecture do not fit together; try another day."""
+
+
 class LabError(Exception):
     """Something the lab needs could not be made or fetched; the message says what and why."""
 

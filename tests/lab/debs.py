@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.lab import cache
-from tests.lab.commands import LabError, run
+from tests.lab.commands import LabError, MirrorError, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,9 +69,26 @@ def _environment(suite: str, architecture: str = NATIVE) -> dict[str, str]:
         config = _write_config(base, suite, architecture)
         env = {**os.environ, "APT_CONFIG": str(config), "LC_ALL": "C"}
         if not stamp.exists() or time.time() - stamp.stat().st_mtime > INDEX_MAX_AGE_S:
-            run(["apt-get", "-q", "update", "--error-on=any"], env=env)
+            _update(env, suite, architecture)
             stamp.touch()
     return env
+
+
+def _update(env: dict[str, str], suite: str, architecture: str) -> None:
+    """Fetches the index.
+
+    Raises:
+        MirrorError: it is not the one that the mirror's signed Release file names. Seldom used
+            architectures lag behind on mirrors that cache; the native one must be right.
+        LabError: anything else.
+    """
+    try:
+        run(["apt-get", "-q", "update", "--error-on=any"], env=env)
+    except LabError as error:
+        if architecture != NATIVE and "Mirror sync in progress" in str(error):
+            text = f"the mirror's index of {suite} {architecture} does not match its Release file"
+            raise MirrorError(text) from error
+        raise
 
 
 def dependencies(suite: str, package: str, architecture: str = NATIVE) -> list[str]:

@@ -114,7 +114,7 @@ def test_settings_in_papers_exist(paper: Path) -> None:
 def test_settings_paper_has_every_setting() -> None:
     """docs/settings.md has the core's settings; those of targets are listed in their own module."""
     paper = text_of(ROOT / "docs/settings.md")
-    names = list(dotted_names(Settings()))
+    names = [name for name in dotted_names(Settings()) if "." in name]
 
     assert len(names) > 20
     assert [name for name in names if f"`{name}`" not in paper] == []

@@ -61,7 +61,7 @@ def pages_or_error(path: Path) -> dict[int, bytes | None] | str:
         return str(error)
 
 
-def elf_writer(**kwargs: Any) -> VmcoreWriter:  # noqa: ANN401  # fields by name
+def elf_writer(**kwargs: Any) -> VmcoreWriter:  # fields by name
     return VmcoreWriter(**kwargs).note("CORE", 1, prstatus()).load(paddr=0, data=described(0, 4))
 
 
