@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.request import STDOUT
-from pipeline.errors import DumpError, UsageError
+from pipeline.errors import DumpError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -180,6 +180,16 @@ async def filter_pages(
         log_event("filter_warning", "warning", text=sentence)
     counters.excluded = {name: n_pages for name, n_pages in chosen.counts.items() if n_pages}
     return chosen
+
+
+def check_format(resolved: Resolved) -> None:
+    """Refuse what would otherwise be written in another form than was asked for.
+
+    Raises:
+        UnsupportedError: ELF output.
+    """
+    if resolved.dump.format == "elf":
+        raise UnsupportedError("ELF output (dump.format) is not supported yet; kdump is")
 
 
 def make_pool(image: Image, resolved: Resolved, level: int) -> tuple[EncoderPool, SlotArena]:
