@@ -67,10 +67,12 @@ def theirs(case: Case, image: Path, target: Path, threads: int) -> list[str]:
     return [*makedumpfile(), *flags, str(image), str(target)]
 
 
-def best_threads(case: Case, image: Path, target: Path) -> int:
+def best_threads(case: Case, image: Path, target: Path, among: list[int]) -> int:
     """Their fastest thread setting for this case, one run each."""
+    if len(among) == 1:
+        return among[0]
     walls = {}
-    for threads in THREADS:
+    for threads in among:
         walls[threads] = checked(theirs(case, image, target, threads)).wall_s
     return min(walls, key=lambda threads: walls[threads])
 
@@ -84,11 +86,11 @@ def checked(argv: list[str]) -> Measured:
 
 
 def run_case(
-    case: Case, image: Path, folder: Path, rounds: int, extra: list[str]
+    case: Case, image: Path, folder: Path, rounds: int, extra: list[str], among: list[int]
 ) -> dict[str, object]:
     """Medians of `rounds` pairs."""
     ours_at, theirs_at = folder / "ours.kdump", folder / "theirs.kdump"
-    threads = best_threads(case, image, theirs_at)
+    threads = best_threads(case, image, theirs_at, among)
     mine: list[Measured] = []
     other: list[Measured] = []
     for _ in range(rounds):
@@ -145,6 +147,9 @@ def main() -> None:
     parser.add_argument("--image", choices=IMAGES)
     parser.add_argument("--level", type=int)
     parser.add_argument("--codec", choices=CODECS)
+    parser.add_argument(
+        "--threads", type=int, nargs="*", default=list(THREADS), help="theirs, best of"
+    )
     parser.add_argument("--out", help="where the dumps go (default: beside the images)")
     parser.add_argument("--extra", default="", help="more options for ours, as one string")
     asked = parser.parse_args()
@@ -160,7 +165,11 @@ def main() -> None:
         image = ensure_image(IMAGES[case.image])
         warm(image)
         with tempfile.TemporaryDirectory(dir=asked.out or image.parent) as folder:
-            rows.append(run_case(case, image, Path(folder), asked.rounds, asked.extra.split()))
+            rows.append(
+                run_case(
+                    case, image, Path(folder), asked.rounds, asked.extra.split(), asked.threads
+                )
+            )
         print(table(rows[-1:]).splitlines()[-1], flush=True)
     print(table(rows))
     results = Path(__file__).parent / "results"
