@@ -316,7 +316,7 @@ def _add_content_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--compress", choices=CODECS, help="how each page is compressed")
     group.add_argument("--compress-level", type=codec_level, metavar="N", help="of the codec")
-    group.add_argument("--format", choices=("kdump", "elf"), help="of the dump; elf is refused for now")
+    group.add_argument("--format", choices=("kdump", "elf"), help="of the dump; elf is raw")
     _add_flag(group, "--flatten", help="for targets that take bytes in order only")
     _add_flag(group, "-f", "--force", dest="force", help="replace TARGET if it exists")
     group.add_argument(
