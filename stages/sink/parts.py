@@ -210,10 +210,14 @@ class PartAssembler:
             return False
         if part.offset >= low_start:
             return True
+        if part.number == 1:
+            return False  # `finish` gives it out: it makes the rest a dump
         return self._head_end is not None and self._head_end >= min(end, low_start)
 
     def finish(self, sent: set[int]) -> list[Part]:
-        """The parts that are still open, now that the dump has ended; the last is cut short.
+        """The parts that are still open, now that the dump has ended, the first part last.
+
+        The one at the end is cut short.
 
         Args:
             sent: numbers of the parts that `add` returned.
@@ -226,5 +230,5 @@ class PartAssembler:
         if self._low_start != 0 and self._grid.data_start and self._head_end is None:
             raise SinkError("the dump ended without its head")
         last, _ = self._grid.locate(self.size - 1)
-        left = [self._grid.part(number) for number in range(1, last + 1) if number not in sent]
+        left = [self._grid.part(number) for number in range(last, 0, -1) if number not in sent]
         return [part._replace(n_bytes=min(part.n_bytes, self.size - part.offset)) for part in left]

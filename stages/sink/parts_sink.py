@@ -149,8 +149,11 @@ class PartsSink:
         n_sending = _concurrency(grid, self._options.buffer_bytes, self._net.concurrency)
         buffers = PartBuffers(grid.n_open + n_sending)
 
+        may_send = anyio.Semaphore(n_sending)  # serves in the order of asking: part 1 comes last
+
         async def send(part: Part, buffer: mmap.mmap) -> None:
-            await self._send(part, memoryview(buffer)[: part.n_bytes])
+            async with may_send:
+                await self._send(part, memoryview(buffer)[: part.n_bytes])
             buffers.give_back(buffer)
 
         def dispatch(part: Part, buffer: mmap.mmap) -> None:

@@ -7,15 +7,19 @@ costs and why the chain is not ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import SinkError, UnsupportedError
+from stages.sink.retry import TransientError
 
 if TYPE_CHECKING:
     from botocore.credentials import Credentials
     from botocore.session import Session
 
+_MAX_SHOWN: Final = 300
 _PROFILE_KEYS: Final = ("region", "endpoint_url")
 
 
@@ -38,17 +42,16 @@ class S3Signer:
             UnsupportedError: botocore is not installed.
         """
         try:
-            from botocore.exceptions import BotoCoreError
             from botocore.session import Session
         except ImportError as error:
             problem = "s3:// needs the package botocore (dumpstream[s3]), or s3.presigned"
             raise UnsupportedError(problem) from error
-        try:
+        # Its warnings come with tracebacks, and its errors say the same.
+        logging.getLogger("botocore").setLevel(logging.CRITICAL)
+        with _one_line(self._target):
             session = Session(profile=self._profile)
             self._credentials = session.get_credentials()
             config: dict[str, Any] = session.get_scoped_config()
-        except BotoCoreError as error:
-            raise SinkError(f"{self._target}: credentials: {error}") from error
         if self._credentials is None:
             raise SinkError(
                 f"{self._target}: no credentials in the environment, the profile, web identity or "
@@ -69,20 +72,35 @@ class S3Signer:
             region: of the bucket.
 
         Raises:
+            TransientError: the service that refreshes credentials is not reached.
             SinkError: the credentials expired and cannot be refreshed.
         """
         from botocore.awsrequest import AWSRequest
-        from botocore.exceptions import BotoCoreError
 
         if self._credentials is None:
             raise SinkError(f"{self._target}: credentials were not loaded")
-        try:
+        with _one_line(self._target):
             frozen = self._credentials.get_frozen_credentials()
-        except BotoCoreError as error:
-            raise SinkError(f"{self._target}: credentials: {error}") from error
         request = AWSRequest(method, url, headers=dict(headers))
         _auth_class()(frozen, region, sha256).add_auth(request)
         return {name: str(value) for name, value in request.headers.items()}
+
+
+@contextmanager
+def _one_line(target: str) -> Iterator[None]:
+    """Whatever the chain fails with, as an error of ours; it may read files and run programs."""
+    from botocore import exceptions as boto
+
+    try:
+        yield
+    except (boto.ConnectionError, boto.HTTPClientError) as error:
+        raise TransientError(f"{target}: credentials: {_shown(error)}") from error
+    except (boto.BotoCoreError, boto.ClientError, OSError, RuntimeError, ValueError) as error:
+        raise SinkError(f"{target}: credentials: {_shown(error)}") from error
+
+
+def _shown(error: Exception) -> str:
+    return " ".join(str(error).split())[:_MAX_SHOWN]
 
 
 def _auth_class() -> type[Any]:
