@@ -82,7 +82,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_path_with_a_nul() -> None:
     """A path that can't exist is an error like any other."""
-    with pytest.raises(DumpError, match="null (byte|character)"):
+    with pytest.raises(DumpError, match=r"null (byte|character)"):
         PlainFile("a\0b")
 
 
