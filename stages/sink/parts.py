@@ -210,7 +210,7 @@ class PartAssembler:
             return False
         if part.offset >= low_start:
             return True
-        if part.number == 1:
+        if part.number == 1 and low_start <= end:
             return False  # `finish` gives it out: it makes the rest a dump
         return self._head_end is not None and self._head_end >= min(end, low_start)
 

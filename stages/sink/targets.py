@@ -29,6 +29,10 @@ _SCHEMES: Final[dict[str, str]] = {
 _JOURNALLED: Final = frozenset({"az", "http", "https", "s3", "tcp", "tls"})
 
 
+# Whose manifests say that a dump is encrypted.
+_SAYS_FORM: Final = frozenset({"az", "s3", "tcp", "tls"})
+
+
 def scheme_of(url: str) -> str:
     """The part before ``://``, in lower case."""
     return url.split("://", 1)[0].lower()
@@ -54,7 +58,7 @@ def make_remote_sink(
         known = ", ".join(f"{one}://" for one in _SCHEMES)
         raise UsageError(f"{scheme}:// is not a target; there are {known}")
     options: dict[str, Any] = {"journal": journal} if scheme in _JOURNALLED else {}
-    if encrypted and scheme in ("tcp", "tls"):
+    if encrypted and scheme in _SAYS_FORM:
         options["form"] = "encrypted"
     sink: Sink[Any] = import_module(name).make_sink(url, settings, **options)
     return sink
