@@ -58,8 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     words = sys.argv[1:] if argv is None else argv
     _hold_standard_files()
-    # A thread for each CPU, with its buffers, for linear algebra that nobody here does.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if argv is None and "--debug" not in words:
         sys.unraisablehook = _ignore  # a destructor's complaints are no news to the user
     try:

@@ -78,6 +78,7 @@ class _Reasons:
 def resolve(settings: Settings, machine: MachineFacts, image: ImageFacts) -> Resolved:
     """What will run, why, and what each consumer may hold."""
     reasons = _Reasons()
+    settings = _fit_format(settings, reasons)
     budget = _budget(settings, machine, reasons)
     wish = _wish(settings, machine, image, budget, reasons)
     sizes = division.fit(wish, budget)
@@ -89,6 +90,15 @@ def resolve(settings: Settings, machine: MachineFacts, image: ImageFacts) -> Res
         reasons.say("compressor.mode", "inline", why)
     _explain_shrinking(wish, sizes, budget, reasons)
     return _assemble(settings, image, budget, sizes, reasons)
+
+
+def _fit_format(settings: Settings, reasons: _Reasons) -> Settings:
+    """ELF pages are stored as they are, each in its own place."""
+    if settings.dump.format != "elf" or settings.compressor.codec == "none":
+        return settings
+    reasons.say("compressor.codec", "none", "ELF dumps hold no compressed pages")
+    compressor = replace(settings.compressor, codec="none", level="auto")
+    return replace(settings, compressor=compressor)
 
 
 def _budget(settings: Settings, machine: MachineFacts, reasons: _Reasons) -> int:

@@ -31,6 +31,7 @@ BUILT_IN: Final = "built-in default"
 DEFAULT_PROFILE: Final = "default"
 _ENV_PREFIX: Final = "DUMPSTREAM_"
 _MAX_FILE_BYTES: Final = 1 << 20
+_SPOKEN: Final = frozenset({"--compress", "--set"})
 
 _PACKAGE = Path(__file__).parent
 # Beside this module in an installed package, at the top of the tree in a checkout.
@@ -81,14 +82,25 @@ def load_settings(
 
     Raises:
         ConfigError: a file is missing or no TOML, a key unknown, a value of the wrong type or out
-            of bounds.
+            of bounds; or two values that the command line gives contradict each other.
     """
     layers = [profile_layer(DEFAULT_PROFILE if profile is None else profile)]
     if config_file is not None:
         layers.append(file_layer(Path(config_file), config_file))
     layers.extend(_environment_layers(environ or {}))
     layers.extend(_set_layer(text) for text in sets)
-    return stack([*layers, *options])
+    loaded = stack([*layers, *options])
+    _check_codec(loaded)
+    return loaded
+
+
+def _check_codec(loaded: LoadedSettings) -> None:
+    """ELF has no compressed pages: a codec from a file or profile gives way, a spoken one not."""
+    codec = loaded.settings.compressor.codec
+    origin = loaded.origin("compressor.codec")
+    if loaded.settings.dump.format == "elf" and codec != "none" and origin in _SPOKEN:
+        problem = f"ELF dumps hold no compressed pages, so {codec} makes no sense with dump.format"
+        raise ConfigError(origin, "compressor.codec", problem)
 
 
 def stack(layers: Iterable[Layer]) -> LoadedSettings:

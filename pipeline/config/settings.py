@@ -129,7 +129,7 @@ class WriterSettings(Struct, frozen=True, forbid_unknown_fields=True):
     channel_bytes: ChannelBytes | Auto = "auto"
     """Pieces of the output waiting for the sink."""
     descriptor_bytes: Annotated[int, _size(4 * KIB, 64 * MIB)] | Auto = "auto"
-    """Page descriptors gathered before they are written."""
+    """Page descriptors gathered before they are written; files get theirs with the pages."""
 
 
 class SinkSettings(Struct, frozen=True, forbid_unknown_fields=True):

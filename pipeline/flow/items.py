@@ -137,12 +137,10 @@ class Outline:
     Attributes:
         data_start: bytes before the page data: head, bitmaps and descriptors, sizes all known.
         most_bytes: size of the output if no page compressed at all.
-        has_descriptors: a page is there only when its DESCRIPTORS are (kdump); else its DATA is it.
     """
 
     data_start: int
     most_bytes: int
-    has_descriptors: bool = True
 
     @property
     def n_bytes(self) -> int:

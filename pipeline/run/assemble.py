@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.request import STDOUT
-from pipeline.errors import DumpError, UnsupportedError, UsageError
+from pipeline.errors import DumpError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.config.settings import Settings
     from pipeline.config.targets import TargetEntry
     from pipeline.flow.items import HeadOrder, Receipt
-    from pipeline.flow.protocols import Sink
+    from pipeline.flow.protocols import Sink, Stage
     from pipeline.obs.counters import RunCounters
     from pipeline.run.runner import Flow
     from stages.cache.blocks import BlockCache
@@ -182,29 +182,21 @@ async def filter_pages(
     return chosen
 
 
-def check_format(resolved: Resolved) -> None:
-    """Refuse what would otherwise be written in another form than was asked for.
-
-    Raises:
-        UnsupportedError: ELF output.
-    """
-    if resolved.dump.format == "elf":
-        raise UnsupportedError("ELF output (dump.format) is not supported yet; kdump is")
-
-
 def make_pool(image: Image, resolved: Resolved, level: int) -> tuple[EncoderPool, SlotArena]:
     """Workers and the slots they share; not started yet."""
     from stages.compressor.encode import BatchWorker, EncodeSettings
     from stages.compressor.slots import SlotArena
 
     wanted = resolved.compressor
+    is_elf = resolved.dump.format == "elf"
     encode = EncodeSettings(
         codec=wanted.codec,
         level=wanted.level,
         page_size=image.info.page_size,
         capacity=wanted.batch_pages,
-        drop_zero=bool(level & 1),
-        share_identical=wanted.share_identical,
+        # In ELF a page has a place of its own; which zero pages get one is for the writer to say.
+        drop_zero=bool(level & 1) or is_elf,
+        share_identical=wanted.share_identical and not is_elf,
         on_read_error=resolved.reader.on_read_error,
     )
 
@@ -460,9 +452,9 @@ async def make_flow(
     from pipeline.run.runner import Flow
     from stages.compressor.stage import CompressorStage
     from stages.reader.stage import ReaderStage
-    from stages.writer.plan import plan_kdump
 
-    drop_zero = bool(chosen.level & 1)
+    # The writer of ELF makes zeros by itself, where it wants any.
+    drop_zero = bool(chosen.level & 1) or resolved.dump.format == "elf"
     reader = ReaderStage(
         image=image,
         kept=chosen.kept,
@@ -473,16 +465,7 @@ async def make_flow(
         ahead_bytes=resolved.cache.window,
     )
     compressor = CompressorStage(pool, arena, keep_holes=not drop_zero)
-    writer = await plan_kdump(
-        image,
-        kernel,
-        chosen,
-        codec=resolved.compressor.codec,
-        head_order=head_order,
-        missing_as_zero=resolved.reader.on_read_error == "zero",
-        descriptor_bytes=resolved.writer.descriptor_bytes,
-        counters=counters,
-    )
+    writer = await _make_writer(image, kernel, chosen, head_order, resolved, counters)
     channels: list[Channel[Any]] = [
         Channel("reader", resolved.reader.channel_bytes),
         Channel("compressor", resolved.compressor.channel_bytes),
@@ -490,6 +473,40 @@ async def make_flow(
     ]
     counters.channels += [channel.stats for channel in channels]
     return Flow(reader, [compressor, writer], sink, channels)
+
+
+async def _make_writer(
+    image: Image,
+    kernel: Kernel | None,
+    chosen: FilterResult,
+    head_order: HeadOrder,
+    resolved: Resolved,
+    counters: RunCounters,
+) -> Stage[Any, Any]:
+    missing_as_zero = resolved.reader.on_read_error == "zero"
+    if resolved.dump.format == "elf":
+        from stages.writer.elf_plan import plan_elf
+
+        return plan_elf(
+            image,
+            kernel,
+            chosen,
+            head_order=head_order,
+            missing_as_zero=missing_as_zero,
+            counters=counters,
+        )
+    from stages.writer.plan import plan_kdump
+
+    return await plan_kdump(
+        image,
+        kernel,
+        chosen,
+        codec=resolved.compressor.codec,
+        head_order=head_order,
+        missing_as_zero=missing_as_zero,
+        descriptor_bytes=resolved.writer.descriptor_bytes,
+        counters=counters,
+    )
 
 
 def book_cache(image: Image, cache: PageCache | BlockCache, counters: RunCounters) -> None:

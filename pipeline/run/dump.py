@@ -68,7 +68,6 @@ def run_dump(request: DumpRequest, loaded: LoadedSettings) -> int:
     counters.begin_phase("open")
     with assemble.opened_source(request.source, loaded.settings) as image:
         resolved = resolve(loaded.settings, read_machine(), assemble.image_facts(image, request))
-        assemble.check_format(resolved)
         counters.page_size = image.info.page_size
         level = resolved.dump.level | image.info.dump_level
         pool, arena = assemble.make_pool(image, resolved, level)

@@ -55,7 +55,7 @@ def read_elf_head(file: ImageFile) -> ImageInfo:
     headers = _read_program_headers(file, header, form)
     facts, notes, problem = _read_notes(file, headers, form)
     if header.e_flags & EF_INCOMPLETE:
-        problem = problem or "marked incomplete by makedumpfile"
+        problem = problem or "marked incomplete by its writer"
     return ImageInfo(
         form="elf",
         machine=machine_name(header.e_machine, form),
@@ -65,6 +65,7 @@ def read_elf_head(file: ImageFile) -> ImageInfo:
         vmcoreinfo_off=facts.vmcoreinfo_off,
         nr_cpus=facts.nr_cpus,
         loads=[_load(at, phdr, form) for at, phdr in headers if phdr.p_type == PT_LOAD],
+        elf=(form, header.e_machine),
         made_by="qemu" if facts.has_qemu else None,
         eraseinfo=facts.eraseinfo,
         incomplete=file.incomplete or problem,

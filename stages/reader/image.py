@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.memory.addresses import ByteArray, PfnArray
 from pipeline.memory.bitmap import PageBitmap
 from pipeline.memory.extents import ExtentSet
+from stages.formats.elf import ElfForm
 
 
 @dataclass(slots=True)
@@ -49,6 +50,8 @@ class ImageInfo:
     nr_cpus: int = 0
     """Number of NT_PRSTATUS notes of `CORE`."""
     loads: list[LoadSegment] = field(default_factory=list)
+    elf: tuple[ElfForm, int] | None = None
+    """Form and e_machine of an ELF image, for a dump of the same kind."""
     made_by: str | None = None
     """``qemu`` when its notes are there; decides how p_filesz < p_memsz is read."""
     dump_level: int = 0

@@ -90,12 +90,10 @@ class FileSink:
         self._file.claim()
 
     async def run(self, inbox: Inbox[Outline | Chunk | EndOfDump]) -> Receipt:
-        pages_kind = ChunkKind.DATA
         async for item in inbox:
             if isinstance(item, EndOfDump):
                 return await self._finish()
             if isinstance(item, Outline):
-                pages_kind = ChunkKind.DESCRIPTORS if item.has_descriptors else ChunkKind.DATA
                 # Descriptors lie before the data: with room set aside for them, a disk that gets
                 # full costs the data that did not fit, and nothing else.
                 await anyio.to_thread.run_sync(self._file.reserve, item.data_start)
@@ -104,7 +102,7 @@ class FileSink:
             else:
                 await self._write(item)
                 self._has_head |= item.kind is ChunkKind.HEAD
-                self._has_pages |= item.kind is pages_kind
+                self._has_pages |= item.kind is ChunkKind.DESCRIPTORS
         raise TornStreamError(f"{self._file.partial}: the writer stopped before its end")
 
     async def _write(self, chunk: Chunk) -> None:

@@ -185,11 +185,3 @@ def wait_for(condition: object, most_s: float = 30) -> None:
     while not condition():
         assert time.monotonic() < until, "it did not happen"
         time.sleep(0.02)
-
-
-def test_a_form_that_cannot_be_written_is_refused(image: Path, tmp_path: Path) -> None:
-    """Nobody gets a kdump file who asked for ELF."""
-    done = run("dump", "--format", "elf", str(image), str(tmp_path / "x"), wanted=1)
-
-    assert "ELF output" in done.stderr
-    assert list(tmp_path.iterdir()) == []

@@ -301,7 +301,7 @@ def test_marked_incomplete(tmp_path: Path) -> None:
     """e_flags bit 0 is how makedumpfile marks an ELF dump that it could not finish."""
     writer = VmcoreWriter(e_flags=1).load(paddr=0, data=described(0))
     with opened(writer, tmp_path / "core") as image:
-        assert image.info.incomplete == "marked incomplete by makedumpfile"
+        assert image.info.incomplete == "marked incomplete by its writer"
 
 
 def test_cut_file(tmp_path: Path) -> None:
