@@ -128,8 +128,9 @@ class HttpSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """File that holds a bearer token."""
     netrc: str | None = None
     """File with users and passwords by host; None is NETRC or ~/.netrc."""
-    verify: Literal["samples", "all", "none"] = "samples"
-    """What is read back and compared before the dump gets its name."""
+    verify: Literal["auto", "samples", "all", "none"] = "auto"
+    """What is read back and compared before the dump gets its name; auto is samples over TLS, which
+    checks every byte on the way, and all without it."""
 
 
 class TcpSettings(Struct, frozen=True, forbid_unknown_fields=True):

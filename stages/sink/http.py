@@ -25,6 +25,7 @@ from stages.sink.http_stream import HttpStreamSink
 from stages.sink.http_url import PARTIAL, HttpTarget, parse_http_url
 from stages.sink.manifest import DumpFacts, Form
 from stages.sink.parts_sink import PartsOptions, PartsSink
+from stages.sink.read_back import Extent
 from stages.sink.retry import Failure, RetryPolicy, retry
 from stages.sink.throttle import TokenBucket, start_jitter
 
@@ -158,9 +159,9 @@ class HttpSink:
                 moves=abilities.moves,
                 reads=abilities.reads,
                 overwrite=self._overwrite,
-                verify=self._http.verify,
+                verify=self._extent(),
             )
-        store = HttpRangeStore(files, moves=abilities.moves, verify=self._http.verify)
+        store = HttpRangeStore(files, moves=abilities.moves, verify=self._extent())
         options = PartsOptions(
             name=self._target.name,
             part_bytes=self._http.piece_bytes,
@@ -171,6 +172,11 @@ class HttpSink:
         return PartsSink(
             store, options, structs.replace(self._net, start_jitter_s=0), self._journal
         )
+
+    def _extent(self) -> Extent:
+        if self._http.verify == "auto":
+            return "samples" if self._target.is_secure else "all"
+        return self._http.verify
 
     async def run(self, inbox: Inbox[Outline | Chunk | EndOfDump]) -> Receipt:
         return await self._chosen.run(inbox)

@@ -19,7 +19,9 @@ from stages.sink.manifest import SUFFIX
 from stages.sink.part_store import Seal, SentPart, UploadGoneError
 from stages.sink.parts import Part, PartLimits
 from stages.sink.read_back import Extent, check_read_back
+from stages.sink.retry import TransientError
 
+_READ_BYTES: Final = 4 << 20
 _SIGNATURE: Final = 8
 """Bytes that say what a file is, in every form of dump."""
 _KIB: Final = 1 << 10
@@ -29,7 +31,10 @@ LIMITS: Final = PartLimits(least_bytes=256 * _KIB, most_bytes=64 * _GIB, most_pa
 
 
 class HttpRangeStore:
-    """PartStore for one file of a server whose ranges are `Ranges.IN_PLACE`."""
+    """PartStore for one file of a server whose ranges are `Ranges.IN_PLACE`.
+
+    With `verify` all, each part is read back while it can still be sent again.
+    """
 
     limits = LIMITS
 
@@ -59,10 +64,24 @@ class HttpRangeStore:
 
     async def put_part(self, part: Part, data: memoryview, seal: Seal) -> str:
         if part.offset:
-            await self._files.put_range(self._suffix, part.offset, data)
+            await self._put(part.offset, data)
             return seal.sha256.hex()[:16]
-        await self._files.put_range(self._suffix, _SIGNATURE, data[_SIGNATURE:])
+        await self._put(_SIGNATURE, data[_SIGNATURE:])
         return bytes(data[:_SIGNATURE]).hex()  # kept with the part, also for another process
+
+    async def _put(self, offset: int, data: memoryview) -> None:
+        """Write, and see that it was written, as long as it can be written again."""
+        await self._files.put_range(self._suffix, offset, data)
+        if self._verify != "all":
+            return
+        for at in range(0, len(data), _READ_BYTES):
+            wanted = bytes(data[at : at + _READ_BYTES])
+            if await self._files.read(self._suffix, offset + at, len(wanted)) != wanted:
+                where = self._files.target.show(self._suffix)
+                raise TransientError(
+                    f"{where}: the {len(wanted)} bytes at offset {offset + at:#x} read back "
+                    "differently from what was sent"
+                )
 
     def marks(self, _parts: Sequence[SentPart]) -> Mapping[str, str]:
         return {}
@@ -84,7 +103,8 @@ class HttpRangeStore:
             return await self._files.read(self._suffix, offset, n_bytes)
 
         await self._files.put_range(self._suffix, 0, bytes.fromhex(parts[0].tag))
-        await check_read_back(where, [sent.piece for sent in parts], read, self._verify)
+        extent: Extent = "samples" if self._verify == "all" else self._verify
+        await check_read_back(where, [sent.piece for sent in parts], read, extent)
         if self._suffix:
             await self._files.move(self._suffix, "", overwrite=self._overwrite)
 

@@ -165,7 +165,7 @@ class SftpSink:
             elif digests is None:
                 break
             elif isinstance(item, EndOfDump):
-                await gatherer.flush()
+                gatherer.flush()
                 await lanes.drain()
                 self._pieces, self._totals = digests.finish(), item.totals
                 return
@@ -177,7 +177,7 @@ class SftpSink:
     async def _take(self, chunk: Chunk, gatherer: Gatherer, lanes: SftpLanes) -> None:
         is_head = chunk.kind is ChunkKind.HEAD
         if is_head:  # what it says of the rest must be true when it is there
-            await gatherer.flush()
+            gatherer.flush()
             await lanes.drain()
         await self._bucket.take(chunk.n_bytes)
         await gatherer.add(chunk)
@@ -185,7 +185,7 @@ class SftpSink:
         if chunk.release is not None:
             chunk.release()
         if is_head:
-            await gatherer.flush()
+            gatherer.flush()
             await lanes.drain()
             self._has_head = True
 

@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import anyio
-import anyio.lowlevel
 
 from pipeline.errors import SinkError
 from pipeline.obs.log import log_event
@@ -81,9 +80,8 @@ class SftpLanes:
         self._drained = anyio.Event()
         self.sessions: list[SftpSession] = []
 
-    async def submit(self, piece: Piece) -> None:
+    def submit(self, piece: Piece) -> None:
         """Queue `piece`; the pool's size bounds the queue."""
-        await anyio.lowlevel.checkpoint()
         self._ready.append(piece)
         self._wake_one()
 
@@ -185,6 +183,10 @@ class SftpLanes:
             self._answered(lane, reply.id)
 
     async def _reply(self, session: SftpSession) -> Reply:
+        """The next answer; several often come at once, and only the first has to be waited for."""
+        reply = session.received()
+        if reply is not None:
+            return reply
         try:
             with anyio.fail_after(self._stall_s):
                 return await session.receive()

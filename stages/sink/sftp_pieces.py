@@ -6,11 +6,10 @@ while the chunk's own memory goes back to the compressor at once.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import anyio
-import anyio.lowlevel
 
 from pipeline.flow.items import Chunk, ChunkKind
 
@@ -44,8 +43,8 @@ class PiecePool:
 
     async def take(self, offset: int) -> Piece:
         """An empty piece that starts at `offset`; waits until one is free."""
-        await anyio.lowlevel.checkpoint()
         while not self._free and self._n_made == self.n_pieces:
+            self._freed = anyio.Event()
             await self._freed.wait()
         if self._free:
             piece = self._free.pop()
@@ -59,7 +58,6 @@ class PiecePool:
         """The server has answered for `piece`."""
         self._free.append(piece)
         self._freed.set()
-        self._freed = anyio.Event()
 
 
 class Gatherer:
@@ -68,7 +66,7 @@ class Gatherer:
     Two pieces can be open at once, one a cursor of the dump.
     """
 
-    def __init__(self, pool: PiecePool, submit: Callable[[Piece], Awaitable[None]]) -> None:
+    def __init__(self, pool: PiecePool, submit: Callable[[Piece], None]) -> None:
         self._pool = pool
         self._submit = submit
         self._open: dict[bool, Piece] = {}
@@ -84,18 +82,18 @@ class Gatherer:
             piece.n_bytes += n_bytes
             at, data = at + n_bytes, data[n_bytes:]
             if piece.n_bytes == self._pool.piece_bytes:
-                await self._submit(self._open.pop(is_data))
+                self._submit(self._open.pop(is_data))
 
     async def _piece(self, is_data: bool, at: int) -> Piece:
         piece = self._open.get(is_data)
         if piece is not None and piece.end != at:
-            await self._submit(self._open.pop(is_data))
+            self._submit(self._open.pop(is_data))
             piece = None
         if piece is None:
             piece = self._open[is_data] = await self._pool.take(at)
         return piece
 
-    async def flush(self) -> None:
+    def flush(self) -> None:
         """Submit what is open."""
         for is_data in list(self._open):
-            await self._submit(self._open.pop(is_data))
+            self._submit(self._open.pop(is_data))

@@ -101,6 +101,10 @@ class SftpSession:
         head = wire.pack_write_head(request_id, self.handle, offset, len(data))
         await self._send(head, data)
 
+    def received(self) -> Reply | None:
+        """An answer that is here already."""
+        return wire.split_packet(self._received)
+
     async def receive(self) -> Reply:
         """The next answer.
 
@@ -108,7 +112,7 @@ class SftpSession:
             LostConnectionError: the connection is gone.
             SinkError: it is gone for good, such as for a wrong host key.
         """
-        while (reply := wire.split_packet(self._received)) is None:
+        while (reply := self.received()) is None:
             more = await self._process.read(_READ_BYTES)
             if not more:
                 raise await self._why_lost()
@@ -126,9 +130,6 @@ class SftpSession:
         request_id = self.new_id()
         await self._send(wire.pack_set_mode(request_id, handle, mode))
         wire.require_ok(await self._answer(request_id))
-
-    async def close_file(self, handle: bytes) -> None:
-        await self._plain(Kind.CLOSE, wire.string(handle))
 
     async def remove(self, path: str) -> None:
         await self._plain(Kind.REMOVE, wire.string(wire.encode_path(path)))

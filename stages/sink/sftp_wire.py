@@ -37,7 +37,6 @@ class Kind(IntEnum):
     INIT = 1
     VERSION = 2
     OPEN = 3
-    CLOSE = 4
     READ = 5
     WRITE = 6
     LSTAT = 7

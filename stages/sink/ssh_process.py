@@ -1,4 +1,4 @@
-"""One run of the system's ``ssh``: its input and output as non-blocking pipes, and its last words.
+"""One run of the system's ``ssh``: its input and output without blocking, and its last words.
 
 ssh runs in a session of its own: Ctrl-C at the terminal reaches us only, so that what has to be
 cleaned up at the other end still finds a connection, and no prompt can appear.
@@ -7,8 +7,8 @@ cleaned up at the other end still finds a connection, and no prompt can appear.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
+import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -22,9 +22,8 @@ from stages.sink.retry import TransientError
 if TYPE_CHECKING:
     from anyio.abc import Process
 
-_PIPE_BYTES: Final = 1 << 20
-"""ssh and we change places 16 times less often than with the usual 64 KiB; the most an
-unprivileged process may ask for."""
+_SEND_BYTES: Final = 1 << 20
+"""On the way to ssh; the system may allow less."""
 _WORDS_KEPT: Final = 4096
 _LAST_WORDS_S: Final = 2.0
 """How long ssh may take to end once its other end is gone."""
@@ -51,22 +50,24 @@ class SshProcess:
         Raises:
             SinkError: there is no such program.
         """
-        theirs_in, ours_in = os.pipe2(os.O_CLOEXEC)
+        # Not a pipe: that one wakes us for every 16 KiB ssh has taken, a socket when most of its
+        # buffer is empty. 1.5 GB: 0.45 s of CPU instead of 0.9, 530 MB/s instead of 440.
+        ours_in, theirs_in = socket.socketpair()
+        ours_in.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
         ours_out, theirs_out = os.pipe2(os.O_CLOEXEC)
         ours_err, theirs_err = os.pipe2(os.O_CLOEXEC)
-        ours = (ours_in, ours_out, ours_err)
+        ours = (ours_in.detach(), ours_out, ours_err)
+        theirs = (theirs_in.detach(), theirs_out, theirs_err)
         try:
-            with contextlib.suppress(OSError):  # a machine may allow less
-                fcntl.fcntl(ours_in, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             for fd in ours:
                 os.set_blocking(fd, False)
-            process = await _spawn(argv, theirs_in, theirs_out, theirs_err)
+            process = await _spawn(argv, *theirs)
         except BaseException:
             for fd in ours:
                 os.close(fd)
             raise
         finally:
-            for fd in (theirs_in, theirs_out, theirs_err):
+            for fd in theirs:
                 os.close(fd)
         return cls(process, *ours)
 
@@ -94,10 +95,10 @@ class SshProcess:
             LostConnectionError: it was closed at our end meanwhile.
         """
         while True:
-            self._listen()
             try:
                 return os.read(self._stdout, most)
             except BlockingIOError:
+                self._listen()
                 await self._wait(anyio.wait_readable, self._stdout)
 
     async def _wait(self, until: Callable[[int], Awaitable[None]], fd: int) -> None:

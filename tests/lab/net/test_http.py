@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from pipeline.config.targets import HttpSettings, NetSettings
@@ -253,16 +254,42 @@ async def test_ranges_survive_a_stalled_peer(in_place: WebServer) -> None:
     assert (in_place.root / "stalled").read_bytes() == stream.expected()
 
 
-async def test_a_byte_that_changed_on_the_way_keeps_the_dump_from_its_name(
-    in_place: WebServer,
-) -> None:
-    """Plain HTTP checks nothing; reading back does, and says where."""
-    http = HttpSettings(piece_bytes=MIB, buffer_bytes=8 * MIB, verify="all")
+async def test_ranges_survive_a_corrupted_byte(in_place: WebServer) -> None:
+    """Plain HTTP checks nothing; each piece is read back, and sent again when it differs."""
     stream = ChunkStream(10 * MIB)
     async with faulty_proxy(in_place.port, Faults(up=Line(corrupt_at=5 * MIB))) as proxy:
-        with pytest.raises(SinkError, match="read back differently"):
-            await send(stream, to(in_place.url("bent", port=proxy.port), http=http))
-    assert in_place.left("bent") == []
+        await send(stream, to(in_place.url("bent", port=proxy.port)))
+        assert proxy.seen.corrupted == 1
+    assert (in_place.root / "bent").read_bytes() == stream.expected()
+
+
+async def test_a_byte_that_changed_in_a_stream_keeps_the_dump_from_its_name(
+    whole_files: WebServer,
+) -> None:
+    """One PUT cannot be mended: reading back says where, and nothing is left."""
+    async with faulty_proxy(whole_files.port, Faults(up=Line(corrupt_at=5 * MIB))) as proxy:
+        with pytest.raises(DumpError, match="read back differently"):
+            await send(ChunkStream(10 * MIB), to(whole_files.url("bent", port=proxy.port)))
+        assert proxy.seen.corrupted == 1
+    assert whole_files.left("bent") == []
+
+
+async def test_ranges_survive_a_restart_of_the_server(in_place: WebServer) -> None:
+    """A server that goes away in the middle and comes back has the dump in the end."""
+    stream = ChunkStream(30 * MIB)
+    net = NetSettings(rate_limit=8 * MIB, retry_deadline_s=60, retry_first_s=0.05, retry_most_s=0.5)
+    async with anyio.create_task_group() as group:
+
+        async def restart() -> None:
+            await anyio.sleep(1.5)
+            assert (in_place.root / "restart.partial").exists(), "it is in the middle"
+            await anyio.to_thread.run_sync(in_place.process.stop)
+            await anyio.sleep(0.5)
+            await anyio.to_thread.run_sync(in_place.process.start)
+
+        group.start_soon(restart)
+        await send(stream, to(in_place.url("restart"), net=net))
+    assert (in_place.root / "restart").read_bytes() == stream.expected()
 
 
 async def test_ranges_go_on_after_the_process_died(in_place: WebServer, tmp_path: Path) -> None:
@@ -280,7 +307,7 @@ async def test_ranges_go_on_after_the_process_died(in_place: WebServer, tmp_path
     async with faulty_proxy(in_place.port) as proxy:
         url = in_place.url("resumed", port=proxy.port)
         await send(stream, to(url, journal=Journal.open(journal.path)))
-        assert proxy.seen.up_bytes < 20 * MIB
+        assert proxy.seen.up_bytes < 20 * MIB, "what the first run had sent was not sent again"
     assert (in_place.root / "resumed").read_bytes() == stream.expected()
     assert in_place.left("resumed") == ["resumed", "resumed.manifest.json"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from pipeline.config.targets import NetSettings, SshSettings
@@ -220,6 +221,28 @@ async def test_sftp_survives_a_corrupted_byte(server: SshServer) -> None:
         await send(stream, sftp(server, "corrupted", port=proxy.port))
         assert proxy.seen.corrupted == 1
     assert (server.files / "corrupted").read_bytes() == stream.expected()
+
+
+async def test_sftp_survives_a_restart_of_the_server(server: SshServer) -> None:
+    """A server that goes away in the middle, with all connections, has the dump in the end."""
+    stream = ChunkStream(30 * MIB)
+    net = NetSettings(rate_limit=8 * MIB, retry_deadline_s=60, retry_first_s=0.05, retry_most_s=0.5)
+    async with (
+        faulty_proxy(server.port) as proxy,
+        anyio.create_task_group() as group,
+    ):
+
+        async def restart() -> None:
+            await anyio.sleep(1.5)
+            assert (server.files / "restart.partial").exists(), "it is in the middle"
+            await anyio.to_thread.run_sync(server.process.stop)
+            proxy.cut()  # sessions of sshd outlive their listener
+            await anyio.sleep(0.5)
+            await anyio.to_thread.run_sync(server.process.start)
+
+        group.start_soon(restart)
+        await send(stream, sftp(server, "restart", net=net, port=proxy.port))
+    assert (server.files / "restart").read_bytes() == stream.expected()
 
 
 async def test_sftp_gives_up_when_the_server_stays_away(server: SshServer) -> None:

@@ -256,23 +256,46 @@ async def test_a_dump_that_fails_leaves_nothing(
     assert server.files == {}
 
 
-@pytest.mark.parametrize("ranges", ["in place", "refused"])
-async def test_bytes_that_were_stored_wrong_are_found(
-    ranges: Literal["in place", "refused"],
-) -> None:
-    """Reading back shows where, and the dump gets no name."""
-    server = DavServer(ranges=ranges)
+def spoiling(server: DavServer, *, times: int) -> Callable[[Request], None]:
+    """Spoils what is stored in the middle of the dump, so often."""
+    left = [times]
 
-    def spoil(_: Request) -> None:
+    def spoil(request: Request) -> None:
         file = server.files.get("/dump.partial", bytearray())
-        if len(file) > SIZE // 2:
+        if request.method == "PUT" and len(file) > SIZE // 2 and left[0] > 0:
+            left[0] -= 1
             file[SIZE // 2 : SIZE // 2 + 8] = b"spoiled!"
 
-    server.after = spoil
+    return spoil
+
+
+async def test_pieces_that_were_stored_wrong_are_sent_again() -> None:
+    """Each is read back while it can still be mended."""
+    server = DavServer()
+    server.after = spoiling(server, times=1)
+    stream = ChunkStream(SIZE)
+    one_by_one = NetSettings(concurrency=1, retry_first_s=0.001, retry_most_s=0.01)
+    async with server.running() as url:
+        await send(stream, to(f"{url}/dump", net=one_by_one))
+    assert server.files["/dump"] == stream.expected()
+
+
+@pytest.mark.parametrize("ranges", ["in place", "refused"])
+async def test_bytes_that_stay_wrong_are_found(ranges: Literal["in place", "refused"]) -> None:
+    """Reading back shows where, and the dump gets no name."""
+    server = DavServer(ranges=ranges)
+    server.after = spoiling(server, times=1 << 60)
+    net = NetSettings(retry_deadline_s=0.2, retry_first_s=0.001, retry_most_s=0.01)
     async with server.running() as url:
         with pytest.raises(DumpError, match="read back differently"):
-            await send(ChunkStream(SIZE), to(f"{url}/dump"))
+            await send(ChunkStream(SIZE), to(f"{url}/dump", net=net))
     assert server.files == {}
+
+
+@pytest.mark.parametrize(("scheme", "extent"), [("http", "all"), ("https", "samples")])
+def test_what_nothing_checks_on_the_way_is_read_back_whole(scheme: str, extent: str) -> None:
+    """TLS checks every byte; without it, reading back has to."""
+    assert to(f"{scheme}://host/dump", http=HttpSettings())._extent() == extent
 
 
 async def test_a_token_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
