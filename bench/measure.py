@@ -26,18 +26,24 @@ class Measured:
     stderr: str
 
 
-def measure(argv: list[str], *, env: dict[str, str] | None = None) -> Measured:
-    """Run `argv` to its end."""
+def measure(argv: list[str], *, env: dict[str, str] | None = None, memory: bool = True) -> Measured:
+    """Run `argv` to its end; without `memory`, peak_pss and max_rss stay 0.
+
+    Sampling walks the page tables of every process of the tree, 20 times a second: that slows the
+    run down, the more the more processes there are, and needs a core that the run may be using.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env
     )
     sampler = _Sampler(process.pid)
-    sampler.start()
+    if memory:
+        sampler.start()
     _, stderr = process.communicate()
     wall = time.perf_counter() - started
-    sampler.stop()
+    if memory:
+        sampler.stop()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
     return Measured(
@@ -73,11 +79,13 @@ class _Sampler(threading.Thread):
 
 def _descendants(pid: int) -> list[int]:
     found: list[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = [int(word) for word in path.read_text().split()]
-        except OSError:
-            continue
+    try:
+        # A process may end between any two of these.
+        texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return found
+    for text in texts:
+        children = [int(word) for word in text.split()]
         for child in children:
             found += [child, *_descendants(child)]
     return found

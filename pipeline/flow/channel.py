@@ -16,6 +16,8 @@ from typing import Generic, Protocol, TypeVar
 import anyio
 import anyio.lowlevel
 
+from pipeline.flow.wakeup import Wakeup
+
 
 class Weighted(Protocol):
     """Anything that knows how many bytes of memory it holds."""
@@ -82,11 +84,7 @@ class Channel(Generic[T]):
         self._items: deque[T] = deque()
         self._sender_open = True
         self._receiver_open = True
-        self._changed = anyio.Event()
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+        self._changed = Wakeup()
 
     def _has_room(self, n_bytes: int) -> bool:
         return not self._items or self.fill_bytes + n_bytes <= self.stats.capacity_bytes
@@ -120,7 +118,7 @@ class Channel(Generic[T]):
         stats.n_bytes += n_bytes
         stats.peak_bytes = max(stats.peak_bytes, self.fill_bytes)
         stats.peak_items = max(stats.peak_items, len(self._items))
-        self._wake()
+        self._changed.wake()
 
     async def receive(self) -> T:
         if not self._receiver_open:
@@ -138,7 +136,7 @@ class Channel(Generic[T]):
             raise anyio.EndOfStream
         item = self._items.popleft()
         self.fill_bytes -= item.n_bytes
-        self._wake()
+        self._changed.wake()
         return item
 
     def __aiter__(self) -> Channel[T]:
@@ -160,14 +158,14 @@ class Channel(Generic[T]):
 
     def close_sender(self) -> None:
         self._sender_open = False
-        self._wake()
+        self._changed.wake()
 
     def close_receiver(self) -> None:
         """Drop what is left; the sender's next `send` fails."""
         self._receiver_open = False
         self._items.clear()
         self.fill_bytes = 0
-        self._wake()
+        self._changed.wake()
 
 
 class _End:

@@ -70,7 +70,7 @@ class BatchWorker:
             MissingPageError: a page could not be read and the policy is ``fail``.
         """
         if pages is None:
-            pages = self._buffer()[:n_pages]
+            pages = self._buffer(slot)[:n_pages]
             slot.states[:n_pages] = self._image.read_pages(slot.pfns[:n_pages], pages)
         states = slot.states[:n_pages]
         self._check_missing(slot, states)
@@ -82,7 +82,9 @@ class BatchWorker:
             return self._encode_all(slot, pages, states, wanted)
         return self._encode_rows(slot, pages, wanted, n_pages)
 
-    def _buffer(self) -> ByteArray:
+    def _buffer(self, slot: Slot) -> ByteArray:
+        if self._encoder.in_place:
+            return slot.data.reshape(-1, self._settings.page_size)
         if self._pages is None:
             self._pages = np.empty(
                 (self._settings.capacity, self._settings.page_size), dtype=np.uint8

@@ -9,9 +9,42 @@ import numpy as np
 from anyio.abc import TaskStatus
 
 from pipeline.flow.items import PageBatch
+from pipeline.flow.wakeup import Wakeup
 from pipeline.memory.addresses import ByteArray
 from stages.compressor.encode import Encoded
 from stages.compressor.slots import Slot
+
+
+class Job:
+    """A batch that a worker has been given."""
+
+    __slots__ = ("_done", "_error", "_outcome", "n_pages")
+
+    def __init__(self, n_pages: int) -> None:
+        self.n_pages = n_pages
+        self._outcome: Encoded | None = None
+        self._error: Exception | None = None
+        self._done = Wakeup()
+
+    def finish(self, outcome: Encoded | Exception) -> None:
+        """What came of it; nobody need be waiting."""
+        if isinstance(outcome, Encoded):
+            self._outcome = outcome
+        else:
+            self._error = outcome
+        self._done.wake()
+
+    async def result(self) -> Encoded:
+        """Waits for `finish`.
+
+        Raises:
+            DumpError: the batch's own failure.
+        """
+        while self._outcome is None:
+            if self._error is not None:
+                raise self._error
+            await self._done.wait()
+        return self._outcome
 
 
 class EncoderPool(Protocol):
@@ -42,11 +75,10 @@ class EncoderPool(Protocol):
             WorkerDiedError: a worker process ended without being told to.
         """
 
-    async def encode(self, batch: PageBatch, slot: Slot) -> Encoded:
-        """Encode `batch` into `slot`; several calls may be waiting at once.
+    async def begin(self, batch: PageBatch, slot: Slot) -> Job:
+        """Have `batch` encoded into `slot`; waits while every worker has enough to do.
 
-        Raises:
-            DumpError: the batch's own failure.
+        Only while `serve` runs.
         """
 
     def worker_seconds(self) -> float:

@@ -18,7 +18,7 @@ from anyio.abc import TaskStatus
 
 from pipeline.flow.items import PageBatch
 from stages.compressor.encode import BatchWorker, Encoded
-from stages.compressor.pool import load_slot
+from stages.compressor.pool import Job, load_slot
 from stages.compressor.slots import Slot
 
 
@@ -45,15 +45,23 @@ class LocalPool:
         self._workers.clear()
 
     async def serve(self, *, task_status: TaskStatus[None]) -> None:
-        self._limiter = anyio.CapacityLimiter(max(self.n_workers, 1))
-        task_status.started()
-        await anyio.sleep_forever()
+        async with anyio.create_task_group() as self._threads:
+            self._limiter = anyio.CapacityLimiter(max(self.n_workers, 1))
+            task_status.started()
+            await anyio.sleep_forever()
 
-    async def encode(self, batch: PageBatch, slot: Slot) -> Encoded:
+    async def begin(self, batch: PageBatch, slot: Slot) -> Job:
+        await anyio.lowlevel.checkpoint()
+        job = Job(batch.n_pages)
         if self.n_workers == 0:
-            await anyio.lowlevel.checkpoint()
-            return self._encode(batch, slot)
-        return await anyio.to_thread.run_sync(self._encode, batch, slot, limiter=self._limiter)
+            job.finish(self._encode(batch, slot))
+        else:
+            self._threads.start_soon(self._encode_in_thread, batch, slot, job)
+        return job
+
+    async def _encode_in_thread(self, batch: PageBatch, slot: Slot, job: Job) -> None:
+        # The number of slots bounds how many wait here for a thread.
+        job.finish(await anyio.to_thread.run_sync(self._encode, batch, slot, limiter=self._limiter))
 
     def _encode(self, batch: PageBatch, slot: Slot) -> Encoded:
         worker = self._workers.pop()

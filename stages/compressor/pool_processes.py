@@ -21,7 +21,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
@@ -30,8 +30,9 @@ from anyio.abc import TaskStatus
 
 from pipeline.errors import DumpError, WorkerDiedError
 from pipeline.flow.items import PageBatch
+from pipeline.flow.wakeup import Wakeup
 from stages.compressor.encode import BatchWorker, Encoded
-from stages.compressor.pool import load_slot
+from stages.compressor.pool import Job, load_slot
 from stages.compressor.slots import Slot, SlotArena
 
 _JOB: Final = struct.Struct("<II?")
@@ -48,14 +49,6 @@ class _Worker:
     n_jobs: int = 0
 
 
-@dataclass(slots=True)
-class _Job:
-    n_pages: int
-    done: anyio.Event = field(default_factory=anyio.Event)
-    encoded: Encoded | None = None
-    error: str | None = None
-
-
 class ProcessPool:
     """`n_workers` forked processes."""
 
@@ -68,9 +61,9 @@ class ProcessPool:
         self._arena = arena
         self._make_worker = make_worker
         self._workers: list[_Worker] = []
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, Job] = {}
         self._seconds = 0.0
-        self._freed = anyio.Event()
+        self._freed = Wakeup()
 
     @property
     def pids(self) -> list[int]:
@@ -138,13 +131,10 @@ class ProcessPool:
         index, n_bytes, n_shared, seconds = _ANSWER.unpack_from(message)
         text = message[_ANSWER.size :].decode("utf-8", "replace")
         job = self._jobs.pop(index)
-        job.error = text or None
-        job.encoded = Encoded(job.n_pages, n_bytes, n_shared)
+        job.finish(DumpError(text) if text else Encoded(job.n_pages, n_bytes, n_shared))
         self._seconds += seconds
         worker.n_jobs -= 1
-        job.done.set()  # nobody waits for it if its run was cancelled
-        self._freed.set()
-        self._freed = anyio.Event()
+        self._freed.wake()
 
     def _obituary(self, worker: _Worker) -> str:
         _, status = os.waitpid(worker.pid, 0)
@@ -152,20 +142,16 @@ class ProcessPool:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"worker process {worker.pid} died ({how})"
 
-    async def encode(self, batch: PageBatch, slot: Slot) -> Encoded:
-        worker = min(self._workers, key=lambda one: one.n_jobs)
-        while worker.n_jobs >= _JOBS_EACH:
+    async def begin(self, batch: PageBatch, slot: Slot) -> Job:
+        while (worker := self._least_busy()).n_jobs >= _JOBS_EACH:
             await self._freed.wait()
-            worker = min(self._workers, key=lambda one: one.n_jobs)
+        job = self._jobs[slot.index] = Job(batch.n_pages)
         worker.n_jobs += 1
-        job = self._jobs[slot.index] = _Job(batch.n_pages)
         self._send(worker, batch, slot)
-        await job.done.wait()
-        if job.error is not None:
-            raise DumpError(job.error)
-        if job.encoded is None:
-            raise WorkerDiedError(f"worker process {worker.pid} gave no answer")
-        return job.encoded
+        return job
+
+    def _least_busy(self) -> _Worker:
+        return min(self._workers, key=lambda one: one.n_jobs)
 
     def _send(self, worker: _Worker, batch: PageBatch, slot: Slot) -> None:
         pages = load_slot(batch, slot)

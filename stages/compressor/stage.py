@@ -7,7 +7,8 @@ has written its bytes, so a slow sink stops the workers, and they stop the reade
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import anyio
 import numpy as np
@@ -15,9 +16,13 @@ import numpy as np
 from pipeline.errors import TornStreamError
 from pipeline.flow.channel import Inbox, Outbox
 from pipeline.flow.items import CodedBatch, EndOfDump, PageBatch, PageState
+from pipeline.flow.wakeup import Wakeup
 from stages.compressor.encode import Encoded
-from stages.compressor.pool import EncoderPool
+from stages.compressor.pool import EncoderPool, Job
 from stages.compressor.slots import Slot, SlotArena
+
+_MOST_PENDING: Final = 256
+"""Batches on their way, most of them holes, which take no slot."""
 
 
 class _FreeSlots:
@@ -25,7 +30,7 @@ class _FreeSlots:
 
     def __init__(self, arena: SlotArena) -> None:
         self._free = list(reversed(arena.slots))
-        self._released = anyio.Event()
+        self._released = Wakeup()
 
     async def acquire(self) -> Slot:
         while not self._free:
@@ -34,18 +39,15 @@ class _FreeSlots:
 
     def release(self, slot: Slot) -> None:
         self._free.append(slot)
-        self._released.set()
-        self._released = anyio.Event()
+        self._released.wake()
 
 
-@dataclass(slots=True)
-class _Pending:
-    """A batch on its way, in the order of the reader."""
+class _Pending(NamedTuple):
+    """A batch on its way, in the order of the reader; a hole has neither slot nor job."""
 
     batch: PageBatch
     slot: Slot | None
-    encoded: Encoded | None = None
-    done: anyio.Event = field(default_factory=anyio.Event)
+    job: Job | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,86 +66,73 @@ class CompressorStage:
         outbox: Outbox[CodedBatch | EndOfDump],
     ) -> None:
         slots = _FreeSlots(self.arena)
-        pending: deque[_Pending] = deque()
-        news = _News()
+        pending = _Queue()
         async with anyio.create_task_group() as group:
             await group.start(self.pool.serve)
-            group.start_soon(self._forward, pending, news, slots, outbox)
+            group.start_soon(self._forward, pending, slots, outbox)
             end = None
             async for item in inbox:
                 if isinstance(item, EndOfDump):
                     end = item
                     break
-                await self._begin(item, slots, pending, group)
-                news.wake()
-            news.end = end
-            news.closed = True
-            news.wake()
-            await news.drained.wait()
+                await pending.put(await self._begin(item, slots))
+            pending.close()
+            await pending.drained.wait()
+            if end is not None:
+                await outbox.send(end)
             group.cancel_scope.cancel()
         if end is None:
             raise TornStreamError(f"{self.name}: the reader stopped before its end")
 
-    async def _begin(
-        self,
-        batch: PageBatch,
-        slots: _FreeSlots,
-        pending: deque[_Pending],
-        group: anyio.abc.TaskGroup,
-    ) -> None:
+    async def _begin(self, batch: PageBatch, slots: _FreeSlots) -> _Pending:
         if batch.hole and not self.keep_holes:
-            one = _Pending(batch, None)
-            one.done.set()
-            pending.append(one)
-            return
-        one = _Pending(batch, await slots.acquire())
-        pending.append(one)
-        group.start_soon(self._encode, one)
-
-    async def _encode(self, one: _Pending) -> None:
-        if one.slot is not None:
-            one.encoded = await self.pool.encode(one.batch, one.slot)
-        one.done.set()
+            return _Pending(batch, None, None)
+        slot = await slots.acquire()
+        return _Pending(batch, slot, await self.pool.begin(batch, slot))
 
     async def _forward(
-        self,
-        pending: deque[_Pending],
-        news: _News,
-        slots: _FreeSlots,
-        outbox: Outbox[CodedBatch | EndOfDump],
+        self, pending: _Queue, slots: _FreeSlots, outbox: Outbox[CodedBatch | EndOfDump]
     ) -> None:
-        while True:
-            while not pending:
-                if news.closed:
-                    if news.end is not None:
-                        await outbox.send(news.end)
-                    news.drained.set()
-                    return
-                await news.changed.wait()
-            one = pending[0]
-            await one.done.wait()
-            pending.popleft()
-            await outbox.send(_coded(one, slots))
+        while (one := await pending.get()) is not None:
+            encoded = None if one.job is None else await one.job.result()
+            await outbox.send(_coded(one, encoded, slots))
 
 
-class _News:
-    """What the receiving half tells the sending half of the stage."""
+class _Queue:
+    """Batches that were begun, in order."""
 
     def __init__(self) -> None:
-        self.changed = anyio.Event()
+        self._items: deque[_Pending] = deque()
+        self._changed = Wakeup()
+        self._closed = False
         self.drained = anyio.Event()
-        self.closed = False
-        self.end: EndOfDump | None = None
 
-    def wake(self) -> None:
-        self.changed.set()
-        self.changed = anyio.Event()
+    async def put(self, one: _Pending) -> None:
+        while len(self._items) >= _MOST_PENDING:
+            await self._changed.wait()
+        self._items.append(one)
+        self._changed.wake()
+
+    def close(self) -> None:
+        self._closed = True
+        self._changed.wake()
+
+    async def get(self) -> _Pending | None:
+        """The next one; None when the queue was closed and everything has been taken."""
+        while not self._items:
+            if self._closed:
+                self.drained.set()
+                return None
+            await self._changed.wait()
+        if len(self._items) >= _MOST_PENDING:
+            self._changed.wake()
+        return self._items.popleft()
 
 
-def _coded(one: _Pending, slots: _FreeSlots) -> CodedBatch:
+def _coded(one: _Pending, encoded: Encoded | None, slots: _FreeSlots) -> CodedBatch:
     batch, slot = one.batch, one.slot
     n_pages = batch.n_pages
-    if slot is None or one.encoded is None:
+    if slot is None or encoded is None:
         return CodedBatch(
             seq=batch.seq,
             pfns=batch.pfns,
@@ -161,10 +150,10 @@ def _coded(one: _Pending, slots: _FreeSlots) -> CodedBatch:
         offsets=slot.offsets[:n_pages],
         sizes=slot.sizes[:n_pages],
         coded=slot.coded[:n_pages],
-        data=slot.data[: one.encoded.n_bytes].data,
+        data=slot.data[: encoded.n_bytes].data,
         release=lambda: slots.release(slot),
         bytes_in=n_pages * batch.page_size,
-        n_shared=one.encoded.n_shared,
+        n_shared=encoded.n_shared,
     )
 
 

@@ -92,7 +92,7 @@ class PlainFile:
             and self.size is not None
             and status.st_blocks * 512 < self.size
         )
-        self._advises = True
+        self._advises = self._probes = True
 
     def _check_kind(self, mode: int) -> None:
         for is_kind, kind in _KINDS:
@@ -132,12 +132,32 @@ class PlainFile:
                 return
 
     def advise(self, start: int, stop: int) -> None:
-        if not self._advises:
+        if not self._advises or self._is_cached(start, stop):
             return
         try:
             os.posix_fadvise(self._fd, start, stop - start, os.POSIX_FADV_WILLNEED)
         except OSError:  # files of /proc have no page cache to fill
             self._advises = False
+
+    def _is_cached(self, start: int, stop: int) -> bool:
+        """Whether bytes [start, stop) look as if they were in memory: first, middle and last are.
+
+        The kernel takes 50 ns a page to find out that it has nothing to read, which is a twentieth
+        of a whole dump of an image in the page cache; three bytes are read in 3 us.
+        """
+        if not self._probes:
+            return False
+        byte = bytearray(1)
+        try:
+            return all(
+                os.preadv(self._fd, (byte,), off, os.RWF_NOWAIT)
+                for off in (start, (start + stop) // 2, stop - 1)
+            )
+        except BlockingIOError:
+            return False
+        except OSError:  # EOPNOTSUPP, for most: the file system can't tell
+            self._probes = False
+            return False
 
     def close(self) -> None:
         if self._fd >= 0:

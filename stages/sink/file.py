@@ -11,9 +11,10 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from pipeline.errors import TornStreamError
+from pipeline.errors import SinkError, TornStreamError
 from pipeline.flow.channel import Inbox
 from pipeline.flow.items import Chunk, ChunkKind, EndOfDump, HeadOrder, Outline, Receipt
+from stages.sink.growing_file import EarlyFlush, RoomAhead
 from stages.sink.partial_file import PartialFile
 
 _INLINE_BYTES: Final = 4 << 20
@@ -82,6 +83,8 @@ class FileSink:
         self._file = file
         self._writer = writer
         self._end = 0
+        self._room: RoomAhead | None = None
+        self._flush: EarlyFlush | None = None
         self._final_head: Chunk | None = None
         self._has_head = False
         self._has_pages = False
@@ -97,6 +100,8 @@ class FileSink:
                 # Descriptors lie before the data: with room set aside for them, a disk that gets
                 # full costs the data that did not fit, and nothing else.
                 await anyio.to_thread.run_sync(self._file.reserve, item.data_start)
+                self._room = RoomAhead(self._file.fd, most_bytes=item.most_bytes)
+                self._flush = EarlyFlush(self._file.fd) if self._file.fsync else None
             elif item.kind is ChunkKind.HEAD and self._end:
                 self._final_head = item
             else:
@@ -106,16 +111,22 @@ class FileSink:
         raise TornStreamError(f"{self._file.partial}: the writer stopped before its end")
 
     async def _write(self, chunk: Chunk) -> None:
+        end = chunk.offset + chunk.n_bytes
+        if self._room is not None and self._room.ends_before(end):
+            await anyio.to_thread.run_sync(self._room.extend, end)
         try:
             await self._writer.write(self._file.fd, memoryview(chunk.data), chunk.offset)
         except OSError as error:
             raise self._file.failure(error) from error
-        self._end = max(self._end, chunk.offset + chunk.n_bytes)
+        self._end = max(self._end, end)
         if chunk.release is not None:
             chunk.release()
+        if self._flush is not None and chunk.kind is ChunkKind.DATA:
+            await self._flush.wrote(chunk.offset, end)
 
     async def _finish(self) -> Receipt:
         started = time.perf_counter()
+        self._trim()
         await anyio.to_thread.run_sync(self._file.sync)
         await anyio.lowlevel.checkpoint()  # a run that was interrupted meanwhile is not complete
         if self._final_head is not None:
@@ -123,6 +134,14 @@ class FileSink:
             await anyio.to_thread.run_sync(self._file.sync)
         await self._writer.close()
         return Receipt(str(self._file.path), self._end, time.perf_counter() - started)
+
+    def _trim(self) -> None:
+        """Give back the blocks behind the end; the size is what it was."""
+        if self._room is not None and self._room.is_used:
+            try:
+                os.ftruncate(self._file.fd, os.fstat(self._file.fd).st_size)
+            except OSError as error:
+                raise self._file.failure(error) from error
 
     async def commit(self) -> None:
         self._file.commit()
@@ -133,4 +152,6 @@ class FileSink:
         if not (self._has_head and self._has_pages):
             self._file.discard()
             return None
+        with suppress(SinkError):
+            self._trim()
         return str(self._file.partial) if self._file.keep() else None

@@ -32,7 +32,7 @@ class PartialFile:
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.fd = -1
         self._overwrite = overwrite
-        self._fsync = fsync
+        self.fsync = fsync
 
     def claim(self) -> None:
         """Create the file.
@@ -97,7 +97,7 @@ class PartialFile:
 
     def sync(self) -> None:
         """Make the content durable, if the settings ask for it; blocks for as long as it takes."""
-        if self._fsync:
+        if self.fsync:
             try:
                 os.fsync(self.fd)
             except OSError as error:
@@ -114,7 +114,7 @@ class PartialFile:
                 raise SinkError(f"{self.partial}: was removed or replaced while it was written")
             self._close()
             self._take_name()
-            if self._fsync:
+            if self.fsync:
                 _sync_directory(self.path.parent)
         except OSError as error:
             raise self.failure(error) from error

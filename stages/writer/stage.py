@@ -14,9 +14,10 @@ When the head goes out is the sink's choice (`HeadOrder`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
+from msgspec import Struct
 
 from pipeline.errors import PageCountError, TornStreamError
 from pipeline.flow.channel import Inbox, Outbox
@@ -30,15 +31,20 @@ from pipeline.flow.items import (
     PageState,
     Totals,
 )
+from pipeline.memory.addresses import BoolArray
 from pipeline.memory.bitmap import PageBitmap
 from pipeline.obs.counters import RunCounters
 from stages.formats.kdump import PAGE_DESC, KdumpHead, KdumpLayout
 from stages.writer.bitmaps import bitmap_chunks
 from stages.writer.missing import MissingPages
 
+# An enumeration's member takes as long to look up as a small array operation.
+_DATA: Final = int(PageState.DATA)
+_ZERO: Final = int(PageState.ZERO)
+_MISSING: Final = int(PageState.MISSING)
 
-@dataclass(frozen=True, slots=True)
-class KdumpWriter:
+
+class KdumpWriter(Struct, frozen=True):
     """Stage[CodedBatch, Chunk]."""
 
     head: KdumpHead
@@ -132,9 +138,11 @@ class _Cursors:
         if batch.seq != self._next_seq:
             raise PageCountError(f"batch {batch.seq} came where {self._next_seq} was due")
         self._next_seq += 1
-        self._waiting.append(self._descriptors(batch))
+        has_data = batch.states == _DATA
+        n_data = int(np.count_nonzero(has_data))
+        self._waiting.append(self._descriptors(batch, has_data, n_data))
         self._n_waiting += len(self._waiting[-1])
-        self._count(batch)
+        self._count(batch, has_data, n_data)
         chunks: list[Chunk] = []
         n_bytes = len(batch.data)
         if n_bytes:
@@ -146,27 +154,24 @@ class _Cursors:
             chunks += self.flush()
         return chunks
 
-    def _descriptors(self, batch: CodedBatch) -> bytes:
+    def _descriptors(self, batch: CodedBatch, has_data: BoolArray, n_data: int) -> bytes:
         writer = self._writer
         table = np.zeros(batch.n_pages, dtype=PAGE_DESC)
-        block_size = writer.layout.block_size
-        has_data = batch.states == PageState.DATA
-        table["offset"] = np.where(has_data, batch.offsets + self._data_at, 0)
-        table["size"] = np.where(has_data, batch.sizes, 0)
-        table["flags"] = np.where(has_data & batch.coded, writer.page_flag, 0)
-        zero = batch.states == PageState.ZERO
-        if writer.missing_as_zero:
-            zero = ~has_data
-        if zero.any():
+        table["offset"] = batch.offsets + self._data_at
+        table["size"] = batch.sizes
+        table["flags"] = batch.coded * np.uint32(writer.page_flag)
+        if n_data < batch.n_pages:
+            table[~has_data] = np.zeros((), dtype=PAGE_DESC)
+            zero = ~has_data if writer.missing_as_zero else batch.states == _ZERO
             table["offset"][zero] = writer.layout.data_start
-            table["size"][zero] = block_size
+            table["size"][zero] = writer.layout.block_size
         return table.tobytes()
 
-    def _count(self, batch: CodedBatch) -> None:
-        totals, states = self.totals, batch.states
-        n_data = int(np.count_nonzero(states == PageState.DATA))
-        n_missing = int(np.count_nonzero(states == PageState.MISSING))
-        n_coded = int(np.count_nonzero(batch.coded[states == PageState.DATA]))
+    def _count(self, batch: CodedBatch, has_data: BoolArray, n_data: int) -> None:
+        totals = self.totals
+        missing = batch.pfns[batch.states == _MISSING]
+        n_missing = len(missing)
+        n_coded = int(np.count_nonzero(batch.coded & has_data))
         totals.n_pages += batch.n_pages
         totals.missing_pages += n_missing
         totals.zero_pages += batch.n_pages - n_data - n_missing
@@ -181,7 +186,7 @@ class _Cursors:
         counters.bytes_in += batch.bytes_in
         counters.pages_coded, counters.bytes_out = totals.coded_pages, totals.bytes_out
         if n_missing:
-            self.missing.add(batch.pfns[states == PageState.MISSING])
+            self.missing.add(missing)
 
     def flush(self) -> list[Chunk]:
         """The gathered descriptors as one chunk."""

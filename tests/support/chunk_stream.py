@@ -63,6 +63,7 @@ class ChunkStream:
         chunk_bytes: of a data chunk, the last may be smaller.
         fail_at: raise instead of sending the data chunk that holds this byte of the data.
         torn: stop there quietly instead, without `EndOfDump`.
+        most_bytes: what the outline promises, when it is more than the dump gets.
         before_failure: awaited first, so that a test decides how far the sink has come.
     """
 
@@ -74,6 +75,7 @@ class ChunkStream:
     seed: int = 0
     fail_at: int | None = None
     torn: bool = False
+    most_bytes: int = 0
     before_failure: Callable[[], Awaitable[None]] = anyio.lowlevel.checkpoint
     head_order: HeadOrder = HeadOrder.LAST
     name: str = "chunks"
@@ -97,7 +99,7 @@ class ChunkStream:
 
     @property
     def outline(self) -> Outline:
-        return Outline(self.data_start, self.size + self.data_bytes // 3)
+        return Outline(self.data_start, max(self.most_bytes, self.size + self.data_bytes // 3))
 
     def expected(self, offset: int = 0, n_bytes: int | None = None) -> bytes:
         """The finished dump's bytes."""

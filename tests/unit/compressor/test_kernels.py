@@ -87,6 +87,33 @@ def test_encoder_is_reusable_with_larger_batches(codec: str) -> None:
         assert coded[0]
 
 
+@pytest.mark.parametrize("rows", [[], [0], [63], range(64), [0, 1, 5, 6, 7, 9, 40, 63]])
+def test_what_needs_no_encoding_can_stay_where_it_is(rows: list[int]) -> None:
+    """Raw pages are moved together inside their own buffer."""
+    pages = mixed_pages(64)
+    wanted = pages[list(rows)].tobytes()
+    encoder = make_encoder("none", 1, PAGE)
+    assert encoder.in_place
+
+    sizes, coded = encoder.encode(pages, np.array(rows, dtype=np.intp), pages.reshape(-1))
+
+    assert pages.reshape(-1)[: len(wanted)].tobytes() == wanted
+    assert sizes.tolist() == [PAGE] * len(rows)
+    assert not coded.any()
+
+
+def test_lzo_knows_many_buffers_apart() -> None:
+    """It keeps pointers into each; more buffers than it keeps them for are no problem."""
+    encoder = make_encoder("lzo", 1, PAGE)
+    buffers = [mixed_pages(3, seed) for seed in range(100)]
+    for pages in [*buffers, *buffers[:3]]:
+        out = np.zeros(pages.size, dtype=np.uint8)
+        sizes, coded = encoder.encode(pages, np.arange(3), out)
+        assert coded[0]
+        assert DECODE["lzo"](out[: sizes[0]].tobytes()) == pages[0].tobytes()
+        assert out[sizes[0] : sizes[0] + PAGE].tobytes() == pages[1].tobytes()
+
+
 def test_lzo_without_the_system_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without liblzo2 the permissively licensed package makes streams that LZO decoders read."""
     monkeypatch.setattr(kernels, "load_lzo2", lambda _loader: None)
