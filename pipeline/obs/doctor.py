@@ -30,7 +30,7 @@ LEAST_AVAILABLE_BYTES: Final = 100 << 20
 NEEDED: Final = ("anyio", "msgspec", "numpy", "structlog", "zstandard")
 BY_USE: Final = {
     "aiofiles": "sink.write_mode = aiofiles",
-    "isal": "fast zlib; Python's own is used without it",
+    "isal": "zlib at level 1 and checksums of the network; Python's own are used without it",
     "cramjam": "snappy",
     "lzallright": "lzo where liblzo2 is absent",
 }

@@ -6,9 +6,8 @@ unchanged inline, in a thread, or in a forked worker.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pipeline.errors import MissingPageError
@@ -20,8 +19,7 @@ from stages.compressor.zero import first_copies, zero_rows
 from stages.reader.image import Image
 
 
-@dataclass(frozen=True, slots=True)
-class EncodeSettings:
+class EncodeSettings(Struct, frozen=True):
     """What every worker of a run is told."""
 
     codec: str
@@ -37,8 +35,7 @@ class EncodeSettings:
     ``fail``: the run ends with `MissingPageError`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(Struct, frozen=True):
     """What came of a batch, beside the slot's tables."""
 
     n_pages: int

@@ -21,12 +21,12 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
 import anyio
 from anyio.abc import TaskStatus
+from msgspec import Struct
 
 from pipeline.errors import DumpError, WorkerDiedError
 from pipeline.flow.items import PageBatch
@@ -42,8 +42,7 @@ _JOBS_EACH: Final = 2
 _PR_SET_PDEATHSIG: Final = 1
 
 
-@dataclass(slots=True)
-class _Worker:
+class _Worker(Struct):
     pid: int
     link: socket.socket
     n_jobs: int = 0

@@ -14,10 +14,10 @@ One anonymous shared mapping, made before the workers are forked, cut into equal
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pipeline.memory.addresses import ByteArray, PfnArray
@@ -25,8 +25,7 @@ from pipeline.memory.addresses import ByteArray, PfnArray
 _ALIGN = 4096
 
 
-@dataclass(slots=True)
-class Slot:
+class Slot(Struct):
     """Arrays over one slot, all of the slot's capacity; a batch uses their first rows."""
 
     index: int

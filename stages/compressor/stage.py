@@ -7,11 +7,11 @@ has written its bytes, so a slow sink stops the workers, and they stop the reade
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import anyio
 import numpy as np
+from msgspec import Struct
 
 from pipeline.errors import TornStreamError
 from pipeline.flow.channel import Inbox, Outbox
@@ -50,8 +50,7 @@ class _Pending(NamedTuple):
     job: Job | None
 
 
-@dataclass(frozen=True, slots=True)
-class CompressorStage:
+class CompressorStage(Struct, frozen=True):
     """Stage[PageBatch, CodedBatch]; the pool must be open."""
 
     pool: EncoderPool
