@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.memory.addresses import BoolArray, ByteArray
 
-_SAMPLES: Final = 16
+_SAMPLES: Final = 8
 """Words of a page that make its key. With 3, pages of the slab collide by the thousand: their
 sampled words are zeros and list heads."""
 # Odd weights that spread the sampled words over the key: multiples of 2**64 / golden ratio.
