@@ -21,8 +21,8 @@ from stages.compressor.encode import Encoded
 from stages.compressor.pool import EncoderPool, Job
 from stages.compressor.slots import Slot, SlotArena
 
-_MOST_PENDING: Final = 256
-"""Batches on their way, most of them holes, which take no slot."""
+_PENDING_BYTES: Final = 4 << 20
+"""Batches on their way: slots bound those that have one, this the holes, which have none."""
 
 
 class _FreeSlots:
@@ -102,14 +102,16 @@ class _Queue:
 
     def __init__(self) -> None:
         self._items: deque[_Pending] = deque()
+        self._n_bytes = 0
         self._changed = Wakeup()
         self._closed = False
         self.drained = anyio.Event()
 
     async def put(self, one: _Pending) -> None:
-        while len(self._items) >= _MOST_PENDING:
+        while self._items and self._n_bytes + one.batch.pfns.nbytes > _PENDING_BYTES:
             await self._changed.wait()
         self._items.append(one)
+        self._n_bytes += one.batch.pfns.nbytes
         self._changed.wake()
 
     def close(self) -> None:
@@ -123,9 +125,10 @@ class _Queue:
                 self.drained.set()
                 return None
             await self._changed.wait()
-        if len(self._items) >= _MOST_PENDING:
-            self._changed.wake()
-        return self._items.popleft()
+        one = self._items.popleft()
+        self._n_bytes -= one.batch.pfns.nbytes
+        self._changed.wake()
+        return one
 
 
 def _coded(one: _Pending, encoded: Encoded | None, slots: _FreeSlots) -> CodedBatch:
