@@ -5,21 +5,24 @@ inside the budget. What costs least speed goes first::
 
     buffers above a sixteenth of the budget   halved, the largest first
     batches                                   halved, down to 512 KiB
+    buffers of targets above a third          halved, the largest first
     workers                                   one by one, down to 2
     batches                                   halved, down to 256 KiB
+    buffers of targets                        halved, down to what an upload needs
     the second worker, then the buffers again, down to one batch each
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from pipeline.config.resolved import MemoryShare
+from pipeline.config.resolved import ImageFacts, MemoryShare
 from pipeline.config.settings import KIB, MIB, Mode
+from pipeline.config.target_buffers import TargetBuffer
 
 BASE_BYTES: Final = 45 * MIB
 """Interpreter with numpy, anyio, msgspec and a codec; outside the budget."""
@@ -40,6 +43,7 @@ _PRIVATE_BYTES: Final[dict[Mode, int]] = {
 # Classification holds the struct pages and about two arrays of their fields beside them.
 _WINDOW_COPIES: Final = 3
 _DESCRIPTOR_COPIES: Final = 2  # one fills while the other is on its way
+_SEALING_BYTES: Final = 2 * MIB  # what is sealed at once, before and after
 _LEAST_CACHE: Final = 64 * KIB
 _LEAST_WINDOW: Final = 64 * KIB
 _LEAST_DESCRIPTORS: Final = 4 * KIB
@@ -72,6 +76,10 @@ class Sizes(Struct, frozen=True):
     window: int
     descriptors: int
     bitmaps: int
+    targets: tuple[TargetBuffer, ...] = ()
+    n_sinks: int = 1
+    """Targets at once; each may lag behind by `sink_channel`."""
+    encrypts: bool = False
 
     @property
     def batch_bytes(self) -> int:
@@ -106,6 +114,7 @@ def shares(sizes: Sizes) -> tuple[MemoryShare, ...]:
     worker = SLOTS_PER_WORKER * sizes.slot_bytes + _PRIVATE_BYTES[sizes.mode] + sizes.batch_bytes
     reading = sizes.batch_bytes if sizes.sends_data else 0
     windows = sizes.filter_workers * sizes.window * _WINDOW_COPIES
+    sealing = sizes.writer_channel + _SEALING_BYTES if sizes.encrypts else 0
     return (
         MemoryShare("interpreter and libraries", BASE_BYTES, counted=False),
         MemoryShare("page bitmaps", sizes.bitmaps),
@@ -120,7 +129,9 @@ def shares(sizes: Sizes) -> tuple[MemoryShare, ...]:
         MemoryShare("channel reader to compressor", sizes.reader_channel),
         MemoryShare("channel compressor to writer", sizes.compressor_channel),
         MemoryShare("channel writer to sink", sizes.writer_channel),
-        MemoryShare("under way in the sink", sizes.sink_channel),
+        MemoryShare("under way in the sink", sizes.n_sinks * sizes.sink_channel),
+        *(MemoryShare("encryption, and the channel into it", sealing) for _ in range(sealing > 0)),
+        *(MemoryShare(f"target: {each.key}", each.total) for each in sizes.targets),
     )
 
 
@@ -128,17 +139,27 @@ def total_bytes(sizes: Sizes) -> int:
     return sum(share.n_bytes for share in shares(sizes) if share.counted)
 
 
+def least_budget(image: ImageFacts, targets: Sequence[TargetBuffer]) -> int:
+    """Below this not even one worker gets a dump to `targets`."""
+    batch = pages_of(_LEAST_BATCH, image.page_size) * image.page_size
+    needs = sum(each.n_targets * each.least for each in targets)
+    needs += (len(image.schemes) - 1) * batch
+    return MIN_BUDGET + needs + (batch + _SEALING_BYTES if image.encrypts else 0)
+
+
 def fit(wish: Sizes, budget: int) -> Sizes:
     """The largest sizes, in the order above, whose shares sum up to `budget` at most.
 
-    `budget` is `MIN_BUDGET` at least.
+    `budget` is `least_budget` at least.
     """
     steps: tuple[Callable[[Sizes], Sizes | None], ...] = (
         lambda sizes: _halve_largest_buffer(sizes, budget // 16),
         lambda sizes: _halve_batch(sizes, _GOOD_BATCH),
+        lambda sizes: _halve_target(sizes, budget // 3),
         lambda sizes: _halve_ahead(sizes, budget // 8),
         lambda sizes: _drop_worker(sizes, 2),
         lambda sizes: _halve_batch(sizes, _LEAST_BATCH),
+        lambda sizes: _halve_target(sizes, 0),
         lambda sizes: _drop_worker(sizes, 1),
         lambda sizes: _halve_largest_buffer(sizes, 0),
         lambda sizes: _halve_ahead(sizes, 0),
@@ -187,6 +208,17 @@ def _halve_largest_buffer(sizes: Sizes, share: int) -> Sizes | None:
 def _halve_ahead(sizes: Sizes, least: int) -> Sizes | None:
     """Halve what is read ahead over a slow line, which is time rather than a need."""
     return None if sizes.ahead <= least else replace(sizes, ahead=max(sizes.ahead // 2, least))
+
+
+def _halve_target(sizes: Sizes, share: int) -> Sizes | None:
+    """Halve the target buffer that is furthest above both `share` and what its upload needs."""
+    smaller = [each.halved(share // each.n_targets) for each in sizes.targets]
+    gains = [old.total - new.total for old, new in zip(sizes.targets, smaller, strict=True)]
+    best = max(range(len(gains)), key=lambda index: gains[index], default=None)
+    if best is None or gains[best] <= 0:
+        return None
+    targets = (*sizes.targets[:best], smaller[best], *sizes.targets[best + 1 :])
+    return replace(sizes, targets=targets)
 
 
 def _halve_batch(sizes: Sizes, least_bytes: int) -> Sizes | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -38,7 +38,7 @@ _PACKAGE = Path(__file__).parent
 _PROFILE_FOLDERS: Final = (_PACKAGE / "profiles", _PACKAGE.parents[1] / "config")
 
 
-class Layer(NamedTuple):
+class Layer(Struct, frozen=True):
     """Values of one origin.
 
     Attributes:

@@ -37,8 +37,8 @@ example:
 
 
 ESTIMATE_EPILOGUE: Final = """\
-printed: bytes by dump level and codec, from a sample of the pages; for an object store also the
-speed it takes them at, for a path the space that is left.
+printed: bytes by dump level and codec, or as ELF, from a sample of the pages; for an object store
+also the speed it takes them at, for a path the space that is left.
 
 examples:
   dumpstream estimate /proc/vmcore

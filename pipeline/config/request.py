@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 STDOUT: Final = "-"
 _APPEND_ONLY: Final = ("ssh://",)
 
 
-@dataclass(frozen=True, slots=True)
-class DumpRequest:
+class DumpRequest(Struct, frozen=True):
     """From where to where.
 
     Attributes:

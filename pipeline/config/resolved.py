@@ -54,6 +54,9 @@ class ImageFacts(Struct, frozen=True):
         is_stream: the target takes bytes in order only.
         in_flight: requests under way at once over the line that the image comes by, 0 for a local
             file, which is not waited for.
+        schemes: of the targets that are written to at once, empty for a path or standard output.
+        next_schemes: of those that are tried alone when these fail.
+        encrypts: the dump is encrypted on its way.
     """
 
     page_size: int = 4096
@@ -62,6 +65,14 @@ class ImageFacts(Struct, frozen=True):
     max_mapnr: int | None = None
     is_stream: bool = False
     in_flight: int = 0
+    schemes: tuple[str, ...] = ("",)
+    next_schemes: tuple[str, ...] = ()
+    encrypts: bool = False
+
+    @property
+    def most_bytes(self) -> int:
+        """Of page data, 0 when that is not known."""
+        return (self.n_pages or 0) * self.page_size
 
 
 class ResolvedReader(Struct, frozen=True):

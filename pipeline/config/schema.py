@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from operator import attrgetter
@@ -109,6 +108,8 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 def near(name: str, known: Iterable[str]) -> str:
     """``, did you mean X?`` when something in `known` looks like `name`, else nothing."""
+    import difflib
+
     close = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean {close[0]}?" if close else ""
 

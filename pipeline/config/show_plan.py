@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import msgspec
+from msgspec import Struct
 
 from pipeline.config.layers import BUILT_IN, LoadedSettings
 from pipeline.config.resolved import Resolved
@@ -14,7 +14,7 @@ from pipeline.config.settings import NETWORK_SECTIONS
 from pipeline.memory.sizes import show_size
 
 
-class PlanRow(NamedTuple):
+class PlanRow(Struct, frozen=True):
     """One setting: what was asked for, what it became, who asked, and why it became that."""
 
     key: str
@@ -74,9 +74,10 @@ def plan_text(resolved: Resolved, loaded: LoadedSettings) -> str:
 
 
 def _matters(row: PlanRow, loaded: LoadedSettings) -> bool:
-    """Settings of network targets are shown where somebody set them."""
+    """Settings of network targets are shown where somebody set them, or the budget changed them."""
     section = row.key.split(".")[0]
-    return section not in NETWORK_SECTIONS or loaded.origin(row.key) != BUILT_IN
+    is_local = section not in NETWORK_SECTIONS
+    return is_local or bool(row.why) or loaded.origin(row.key) != BUILT_IN
 
 
 def _row_object(row: PlanRow) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Settings of network targets, one section a kind; a section's extra need not be installed."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`, for the reason given in `pipeline.config.settings`.
 
 from typing import Annotated, Literal
 

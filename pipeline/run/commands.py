@@ -34,8 +34,9 @@ def run_plan(request: DumpRequest, loaded: LoadedSettings, as_json: bool) -> int
     from pipeline.config.machine import read_machine
     from pipeline.config.show_plan import plan_json, plan_text
 
+    assemble.check_request(request, loaded)
     with assemble.opened_source(request.source, loaded.settings) as image:
-        facts = assemble.image_facts(image, request)
+        facts = assemble.image_facts(image, request, loaded.settings)
     resolved = resolve(loaded.settings, read_machine(), facts)
     show = plan_json if as_json else plan_text
     with _printing():

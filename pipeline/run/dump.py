@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from pipeline.errors import EXIT_DONE, IncompleteDumpError, PageCountError, full_text
 from pipeline.flow.items import HeadOrder, Receipt
@@ -34,8 +36,7 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-@dataclass(slots=True)
-class _Run:
+class _Run(Struct):
     """Everything of one run that outlives a phase."""
 
     request: DumpRequest
@@ -50,8 +51,13 @@ class _Run:
     started: str = field(default_factory=_now)
     only_log: bool = False
     """No target took a dump; the last one has the kernel log."""
-    left_behind: str | None = None
-    """An incomplete but usable dump that a failed run left."""
+    left_behind: list[str] = field(default_factory=list)
+    """Usable dumps, most of them incomplete, that attempts left which failed."""
+
+    def leave(self, where: str | None) -> None:
+        """Remember what an attempt left, if it left anything."""
+        if where is not None and where not in self.left_behind:
+            self.left_behind.append(where)
 
 
 def run_dump(request: DumpRequest, loaded: LoadedSettings) -> int:
@@ -64,10 +70,12 @@ def run_dump(request: DumpRequest, loaded: LoadedSettings) -> int:
     from pipeline.config.auto import resolve
     from pipeline.config.machine import read_machine
 
+    assemble.check_request(request, loaded)
     counters = RunCounters()
     counters.begin_phase("open")
     with assemble.opened_source(request.source, loaded.settings) as image:
-        resolved = resolve(loaded.settings, read_machine(), assemble.image_facts(image, request))
+        facts = assemble.image_facts(image, request, loaded.settings)
+        resolved = resolve(loaded.settings, read_machine(), facts)
         counters.page_size = image.info.page_size
         level = resolved.dump.level | image.info.dump_level
         pool, arena = assemble.make_pool(image, resolved, level)
@@ -82,13 +90,15 @@ def _guarded(run: _Run) -> int:
     try:
         receipt = anyio.run(_watched, run)
     except Exception as error:
-        if run.left_behind is None:
+        if not run.left_behind:
             raise
-        _report(run, Receipt(run.left_behind, 0), complete=False)
-        raise IncompleteDumpError(full_text(error), run.left_behind) from error
+        left = ", ".join(run.left_behind)
+        _report(run, Receipt(left, 0), complete=False)
+        raise IncompleteDumpError(full_text(error), left) from error
     if run.only_log:
         _report(run, receipt, complete=False)
-        raise IncompleteDumpError("no target took the dump, only the kernel log", receipt.target)
+        left = ", ".join([receipt.target, *run.left_behind])
+        raise IncompleteDumpError("no target took the dump, only the kernel log", left)
     n_missing = run.counters.pages_missing
     _report(run, receipt, complete=n_missing == 0)
     if n_missing:
@@ -122,7 +132,7 @@ async def _attempt_at(run: _Run, entry: TargetEntry) -> Receipt:
     if entry.url != run.request.target:
         # The rest of a request is about its own target: a journal, and those beside it.
         run.request = replace(run.request, target=entry.url, also=(), journal=None)
-        run.counters.channels.clear()
+    run.counters.channels.clear()  # those of an attempt that failed
     if entry.what == "dmesg":
         return await _save_log(run)
     return await _attempt(run)
@@ -132,10 +142,14 @@ async def _save_log(run: _Run) -> Receipt:
     """The kernel log alone; the run is not a dump, and says so with its exit code."""
     from pipeline.run.runner import run_flow
 
-    sink = assemble.make_sink(run.request, run.resolved, run.loaded.settings)
+    sink = assemble.make_sink(run.request, run.resolved, run.loaded.settings, only_log=True)
     await sink.open()
     try:
-        receipt = await run_flow(await assemble.make_log_flow(run.image, sink))
+        flow = await assemble.make_log_flow(run.image, sink)
+        if run.request.encrypt_to:
+            flow = assemble.encrypted(flow, run.request, None)
+        assemble.describe_run(sink, run.image, _settings_in_force(run), run.counters, run.started)
+        receipt = await run_flow(flow)
         await sink.commit()
     except BaseException:
         await sink.abort()
@@ -152,9 +166,9 @@ async def _attempt(run: _Run) -> Receipt:
         receipt = await _both_passes(run, sink, journal)
         await sink.commit()
     except BaseException:
-        run.left_behind = await sink.abort()
+        run.leave(await sink.abort())
         raise
-    return receipt
+    return assemble.final_receipt(sink, receipt)
 
 
 async def _both_passes(run: _Run, sink: Sink[Any], journal: Journal | None) -> Receipt:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 
 import anyio
 from anyio.abc import TaskStatus
+from msgspec import Struct
 
 from pipeline.errors import DumpError, InterruptedRunError, StageError, TornStreamError
 from pipeline.flow.channel import Channel
@@ -26,8 +26,7 @@ T = TypeVar("T")
 Job: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
+class Flow(Struct, frozen=True):
     """A source, stages, and a sink, with the channel in front of each but the source."""
 
     source: Source[Any]

@@ -17,13 +17,30 @@ def parse(*words: str) -> argparse.Namespace:
     return make_parser().parse_args(words)
 
 
+def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands in `parser`, in the order of its help."""
+    actions = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+    return dict(actions[0].choices)
+
+
 def choices(option: str) -> tuple[str, ...]:
-    dump = next(
-        action.choices["dump"]
-        for action in make_parser()._actions
-        if isinstance(action, argparse._SubParsersAction)
-    )
-    return tuple(dump._option_string_actions[option].choices)
+    dump = commands(make_parser())["dump"]
+    return tuple(dump._option_string_actions[option].choices or ())
+
+
+class TestOneCommand:
+    @pytest.mark.parametrize("name", commands(make_parser()))
+    def test_alone_as_among_all(self, name: str) -> None:
+        """A parser for one command has it as the parser for all of them does, and no other."""
+        alone, among_all = commands(make_parser(name)), commands(make_parser())
+
+        assert [*alone] == [name]
+        assert alone[name].format_help() == among_all[name].format_help()
+
+    @pytest.mark.parametrize("word", [None, "--help", "dmup", ""])
+    def test_no_command(self, word: str | None) -> None:
+        """What is no command gets all of them, for its help or its error."""
+        assert [*commands(make_parser(word))] == [*commands(make_parser())]
 
 
 class TestDump:

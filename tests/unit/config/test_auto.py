@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.auto import LEVELS, MODE_BY_CODEC, resolve
-from pipeline.config.budget import MIN_BUDGET
+from pipeline.config.budget import MIN_BUDGET, least_budget
 from pipeline.config.resolved import ImageFacts, MachineFacts, Resolved
 from pipeline.config.schema import setting_keys, value_of
 from pipeline.config.settings import GIB, KIB, MIB, Codec, Settings
+from pipeline.config.target_buffers import most_demanding
 
 PLENTY = 64 * GIB
 
@@ -26,7 +27,7 @@ def settings(**sections: dict[str, Any]) -> Settings:
     return msgspec.convert(sections, Settings)
 
 
-def image(**facts: bool | int | None) -> ImageFacts:
+def image(**facts: bool | int | tuple[str, ...] | None) -> ImageFacts:
     return msgspec.convert({"fork_safe": True, **facts}, ImageFacts)
 
 
@@ -72,10 +73,23 @@ all_settings = st.builds(
         }
     ),
     sink=st.fixed_dictionaries({"channel_bytes": channels}),
+    s3=st.fixed_dictionaries(
+        {
+            "buffer_bytes": st.integers(10 * MIB, GIB),
+            "part_size": maybe(st.integers(5 * MIB, 100 * MIB)),
+        }
+    ),
+    azure=st.fixed_dictionaries({"buffer_bytes": st.integers(MIB, GIB)}),
+    http=st.fixed_dictionaries(
+        {"buffer_bytes": st.integers(MIB, GIB), "piece_bytes": st.integers(256 * KIB, GIB)}
+    ),
+    ssh=st.fixed_dictionaries({"window_bytes": st.integers(MIB, GIB)}),
+    tcp=st.fixed_dictionaries({"window_bytes": st.integers(256 * KIB, GIB)}),
 )
 machines = st.builds(
     machine, st.integers(1, 1024), st.none() | st.integers(0, GIB) | st.integers(0, 1 << 44)
 )
+schemes = st.sampled_from(["", "s3", "az", "http", "https", "sftp", "ssh", "tcp", "tls"])
 images = st.builds(
     image,
     page_size=st.sampled_from([4096, 16384, 65536]),
@@ -83,6 +97,9 @@ images = st.builds(
     n_pages=st.none() | st.integers(0, 1 << 32),
     max_mapnr=st.none() | st.integers(0, 1 << 34),
     is_stream=st.booleans(),
+    schemes=st.lists(schemes, min_size=1, max_size=3).map(tuple),
+    next_schemes=st.lists(schemes, max_size=2).map(tuple),
+    encrypts=st.booleans(),
 )
 
 
@@ -121,8 +138,13 @@ class TestBudget:
             (asked.cache.capacity, got.cache.capacity),
             (asked.filter.window_bytes, got.filter.window_bytes),
             (asked.filter.workers, got.filter.workers),
-            (asked.memory.budget, got.memory_budget),
+            (asked.http.buffer_bytes, got.http.buffer_bytes),
+            (asked.ssh.window_bytes, got.ssh.window_bytes),
+            (asked.tcp.window_bytes, got.tcp.window_bytes),
         ]
+        least = least_budget(source, most_demanding(asked, source))
+        if asked.memory.budget != "auto":
+            assert got.memory_budget <= max(asked.memory.budget, least)
         assert all(wanted == "auto" or value <= wanted for wanted, value in pairs)
 
     @given(all_settings, machines, images)
@@ -139,6 +161,80 @@ class TestBudget:
             value = got.memory_budget if key == "memory.budget" else value_of(got, key)
             if wanted != value:
                 assert reasons[key] == value
+
+    @pytest.mark.parametrize(
+        ("scheme", "key", "n_bytes"),
+        [
+            ("s3", "s3.buffer_bytes", 48 * MIB),
+            ("az", "azure.buffer_bytes", 48 * MIB),
+            ("https", "http.buffer_bytes", 32 * MIB),
+            ("sftp", "ssh.window_bytes", 8 * MIB),
+            ("tls", "tcp.window_bytes", 8 * MIB),
+        ],
+    )
+    def test_target_is_a_consumer(self, scheme: str, key: str, n_bytes: int) -> None:
+        """By default the budget grows by the target's buffers, and nobody else shrinks for them."""
+        with_file = resolve(Settings(), machine(2), image())
+        got = resolve(Settings(), machine(2), image(schemes=(scheme,)))
+
+        shares = {share.consumer: share.n_bytes for share in got.shares}
+        assert shares[f"target: {key}"] == n_bytes
+        assert got.memory_budget == with_file.memory_budget + n_bytes
+        assert got.compressor == with_file.compressor
+
+    def test_target_shrinks_into_a_small_budget(self) -> None:
+        """A capture kernel's budget holds the target too, down to what an upload needs."""
+        asked = settings(memory={"budget": 40 * MIB})
+
+        got = resolve(asked, machine(2), image(schemes=("s3",)))
+
+        assert got.s3.buffer_bytes == 25 * MIB
+        assert "48.0 MiB does not fit memory.budget" in why(got, "s3.buffer_bytes")
+        assert got.counted_bytes <= got.memory_budget == 40 * MIB
+
+    def test_pieces_fit_the_buffers(self) -> None:
+        """Pieces over HTTP shrink with what holds five of them."""
+        asked = settings(memory={"budget": 24 * MIB})
+
+        got = resolve(asked, machine(2), image(schemes=("http",)))
+
+        assert 5 * got.http.piece_bytes <= got.http.buffer_bytes < 32 * MIB
+        assert "five pieces" in why(got, "http.piece_bytes")
+
+    def test_parts_of_a_large_dump_need_their_room(self) -> None:
+        """10,000 parts of a TiB are 105 MiB each: the budget grows to five of them, and says so."""
+        asked = settings(memory={"budget": 40 * MIB})
+
+        got = resolve(asked, machine(2), image(schemes=("s3",), n_pages=1 << 28))
+
+        assert got.s3.buffer_bytes == 5 * -(-(1 << 40) // 10_000)
+        assert got.memory_budget == got.s3.buffer_bytes + MIN_BUDGET
+        assert "targets" in why(got, "memory.budget")
+        assert "so large a dump" in why(got, "s3.buffer_bytes")
+
+    def test_targets_at_once_share(self) -> None:
+        """Each of several targets counts; the next ones on the list, tried alone, only the most."""
+        asked = settings(memory={"budget": GIB})
+        at_once = image(schemes=("s3", "s3", "sftp", ""))
+        one_by_one = image(schemes=("s3",), next_schemes=("s3", "sftp", ""))
+
+        both = {
+            share.consumer: share.n_bytes for share in resolve(asked, machine(2), at_once).shares
+        }
+        alone = resolve(asked, machine(2), one_by_one)
+
+        assert both["target: s3.buffer_bytes"] == 2 * 48 * MIB
+        assert both["target: ssh.window_bytes"] == 8 * MIB
+        assert both["under way in the sink"] == 4 * 4 * MIB
+        named = [share.consumer for share in alone.shares if share.consumer.startswith("target")]
+        assert named == ["target: s3.buffer_bytes"]
+
+    def test_encryption_is_a_consumer(self) -> None:
+        """Its channel and what is sealed at once are in the plan."""
+        got = resolve(Settings(), machine(2), image(encrypts=True))
+
+        shares = {share.consumer: share.n_bytes for share in got.shares}
+        assert shares["encryption, and the channel into it"] >= got.writer.channel_bytes
 
     def test_settings_that_fit_are_left_alone(self) -> None:
         """With room for everything, numbers in the settings are what runs."""
