@@ -122,11 +122,15 @@ class BlockAssembler:
     def finish(self) -> list[Run]:
         """Everything that is left, the head last.
 
+        Text has no head, and begins with its data.
+
         Raises:
             SinkError: there was no head, or it does not fit below the bitmaps.
         """
         if self._low_start is None:
             self._low_start = self._low_end = self._data_start
+        if self._data_start == 0:
+            self._head = b""
         if self._head is None or len(self._head) > self._low_start:
             raise SinkError(f"the dump has no head that fits below {self._low_start}")
         first_low = self._first_low_block()

@@ -7,13 +7,14 @@ fails is undone, dropped and reported; only when none is left does the dump fail
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 
-from pipeline.errors import SinkError, TornStreamError
+from pipeline.errors import RestartableSinkError, SinkError, TornStreamError
 from pipeline.flow.channel import Channel, Inbox
 from pipeline.flow.items import Chunk, ChunkKind, EndOfDump, HeadOrder, Outline, Receipt
 from pipeline.flow.protocols import Sink
@@ -33,6 +34,8 @@ class Branch:
         label: URL or path without secrets.
         error: why it was dropped, None while all is well.
         receipt: what it has, once everything arrived.
+        left: a usable part of a dump that it left when it was dropped.
+        committed: the dump has its final name there; nothing may be undone any more.
     """
 
     label: str
@@ -40,6 +43,8 @@ class Branch:
     channel: Channel[Item]
     error: Exception | None = None
     receipt: Receipt | None = None
+    left: str | None = None
+    committed: bool = False
     held: set[_Share] = field(default_factory=set)
 
 
@@ -64,10 +69,23 @@ class FanOutSink:
 
     name = "sink"
 
-    def __init__(self, sinks: Sequence[tuple[str, Sink[Item]]], *, buffer_bytes: int) -> None:
-        """Feed `sinks`, given with their labels; each may lag `buffer_bytes` behind."""
+    def __init__(
+        self,
+        sinks: Sequence[tuple[str, Sink[Item]]],
+        *,
+        buffer_bytes: int,
+        open_s: float = math.inf,
+    ) -> None:
+        """Feed `sinks`.
+
+        Args:
+            sinks: with their labels.
+            buffer_bytes: how far each may lag behind.
+            open_s: what takes longer to open is dropped, for the others wait for it.
+        """
         if not sinks:
             raise ValueError("a fan-out needs a sink")
+        self._open_s = open_s
         self.branches = [
             Branch(label, sink, Channel(f"target:{label}", buffer_bytes)) for label, sink in sinks
         ]
@@ -90,10 +108,16 @@ class FanOutSink:
 
     async def open(self) -> None:
         try:
-            await self._each(lambda branch: branch.sink.open(), undo=False)
+            await self._each(self._open, undo=False)
         except BaseException:
             await self.abort()
             raise
+
+    async def _open(self, branch: Branch) -> None:
+        with anyio.move_on_after(self._open_s) as scope:
+            await branch.sink.open()
+        if scope.cancelled_caught:
+            raise SinkError(f"{branch.label}: not open after {self._open_s:g} s")
 
     async def run(self, inbox: Inbox[Item]) -> Receipt:
         async with anyio.create_task_group() as group:
@@ -101,7 +125,7 @@ class FanOutSink:
                 group.start_soon(self._run_branch, branch, name=f"target:{branch.label}")
             await self._feed(inbox)
         self._require_one()
-        return self._receipt()
+        return self.receipt()
 
     async def _run_branch(self, branch: Branch) -> None:
         try:
@@ -147,7 +171,8 @@ class FanOutSink:
                 raise  # it ended before the dump did
             # It failed, and its own task says why.
 
-    def _receipt(self) -> Receipt:
+    def receipt(self) -> Receipt:
+        """What those have that did not fail, as far as is known by now."""
         receipts = [branch.receipt for branch in self._live() if branch.receipt is not None]
         return Receipt(
             ", ".join(receipt.target for receipt in receipts),
@@ -156,20 +181,27 @@ class FanOutSink:
         )
 
     async def commit(self) -> None:
-        await self._each(lambda branch: branch.sink.commit(), undo=True)
+        await self._each(self._commit, undo=True)
+
+    async def _commit(self, branch: Branch) -> None:
+        await branch.sink.commit()
+        branch.committed = True
 
     async def abort(self) -> str | None:
-        left: list[str] = []
-
-        async def undo(branch: Branch) -> None:
-            where = await branch.sink.abort()
-            if where is not None:
-                left.append(where)
-
-        async with anyio.create_task_group() as group:
-            for branch in self._live():
-                group.start_soon(undo, branch)
+        """Undo everywhere but where the dump is whole; where something usable is, whole or not."""
+        # Cleanup goes on in a run that was cancelled; sinks bound how long theirs takes.
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as group:
+                for branch in self._live():
+                    if not branch.committed:
+                        group.start_soon(self._undo, branch)
+        left = [branch.left for branch in self.branches if branch.left is not None]
+        whole = [branch.receipt for branch in self._live() if branch.committed]
+        left += [receipt.target for receipt in whole if receipt is not None]
         return ", ".join(sorted(left)) or None
+
+    async def _undo(self, branch: Branch) -> None:
+        branch.left = await branch.sink.abort()
 
     async def _each(self, step: Callable[[Branch], Awaitable[None]], *, undo: bool) -> None:
         """Do `step` for all at once, and drop those that fail."""
@@ -190,15 +222,24 @@ class FanOutSink:
         while isinstance(cause, BaseExceptionGroup):
             cause = cause.exceptions[0]
         branch.error = cause if isinstance(cause, Exception) else error
-        log_event("target_dropped", "error", target=branch.label, reason=str(branch.error))
         if undo:
-            await branch.sink.abort()
+            await self._undo(branch)
+        log_event(
+            "target_dropped",
+            "error",
+            target=branch.label,
+            reason=str(branch.error),
+            **({} if branch.left is None else {"left": branch.left}),
+        )
 
     def _require_one(self) -> None:
         if self._live():
             return
         reasons = [f"{branch.label}: {branch.error}" for branch in self.branches]
-        raise SinkError(f"every target failed: {'; '.join(reasons)}") from self.branches[0].error
+        errors = [branch.error for branch in self.branches]
+        again = any(isinstance(error, RestartableSinkError) for error in errors)
+        kind = RestartableSinkError if again else SinkError
+        raise kind(f"every target failed: {'; '.join(reasons)}") from errors[0]
 
 
 def _for_branch(branch: Branch, chunk: Chunk, share: _Share) -> Chunk:

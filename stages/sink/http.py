@@ -148,7 +148,7 @@ class HttpSink:
         in_parts = _in_parts(self._http.ranges, abilities, self._target)
         log_event(
             "upload_form_chosen",
-            form="kdump" if in_parts else "flattened",
+            form=self._form if in_parts else "flattened",
             resumes=in_parts,
             why=abilities.ranges.value,
         )
@@ -160,6 +160,7 @@ class HttpSink:
                 reads=abilities.reads,
                 overwrite=self._overwrite,
                 verify=self._extent(),
+                holds=self._form,
             )
         store = HttpRangeStore(files, moves=abilities.moves, verify=self._extent())
         options = PartsOptions(

@@ -21,7 +21,8 @@ class StreamingClient(WebClient):
         """
         import httpx2
 
-        request = self._open().build_request(
+        client = self._open(url)
+        request = client.build_request(
             method,
             url,
             headers=dict(headers),
@@ -29,13 +30,13 @@ class StreamingClient(WebClient):
             timeout=self._timeout(0),
         )
         try:
-            answer = await self._open().send(request, stream=True)
+            answer = await client.send(request, stream=True)
             try:
                 return Answer(answer.status_code, dict(answer.headers), await self._read(answer))
             finally:
                 await answer.aclose()
         except (httpx2.TransportError, OSError) as error:
-            raise self._failure(request.url.host, error) from error
+            raise self._failure(url, error) from error
 
     async def _paced(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for piece in stream:

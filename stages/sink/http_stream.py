@@ -22,7 +22,7 @@ from stages.sink.digest import Piece, PieceDigests, piece_bytes_for
 from stages.sink.flat_records import FlatRecords
 from stages.sink.http_files import HttpFiles
 from stages.sink.http_url import PARTIAL
-from stages.sink.manifest import SUFFIX, DumpFacts, build_manifest
+from stages.sink.manifest import SUFFIX, DumpFacts, Form, build_manifest
 from stages.sink.read_back import Extent, check_read_back
 from stages.sink.retry import RetryPolicy, TransientError, retry
 
@@ -53,7 +53,9 @@ class HttpStreamSink:
         reads: bool,
         overwrite: bool,
         verify: Extent,
+        holds: Form,
     ) -> None:
+        self._holds: Form = holds
         self._files = files
         self._policy = RetryPolicy.of(net)
         self._suffix = PARTIAL if moves else ""
@@ -134,6 +136,7 @@ class HttpStreamSink:
         made = build_manifest(
             name=self._files.target.name,
             form="flattened",
+            holds=self._holds,
             pieces=self._pieces,
             totals=self._totals,
             facts=self._facts,

@@ -25,7 +25,7 @@ SUFFIX: Final = ".manifest.json"
 MAX_BYTES: Final = 4 << 20
 """More than `MAX_PIECES` pieces and every setting take."""
 
-Form = Literal["kdump", "elf", "flattened", "encrypted"]
+Form = Literal["kdump", "elf", "log", "flattened", "encrypted"]
 ReadRange = Callable[[int, int], Awaitable[bytes]]
 """Reads `length` bytes at `offset` of the stored dump; fewer at its end."""
 
@@ -104,7 +104,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     Attributes:
         name: of the dump, without a path.
         size: bytes of the stored object or file.
-        form: ``flattened`` and ``encrypted`` are not read by crash as they are.
+        form: ``flattened`` and ``encrypted`` are not read by crash as they are; ``log`` is text.
+        holds: what a flattened stream makes up once it is rebuilt; None in any other form.
         stored: checksums that the store keeps of the whole object (``sha256``, ``crc32c``,
             ``etag``), as it spells them; what `verify` compares without downloading.
         written_by: program and version.
@@ -115,6 +116,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     name: str
     size: int
     form: Form
+    holds: Form | None = None
     digest: Digest
     pages: PageCounts
     facts: DumpFacts
@@ -138,6 +140,7 @@ def build_manifest(
     totals: Totals,
     facts: DumpFacts,
     stored: Mapping[str, str] | None = None,
+    holds: Form | None = None,
 ) -> Manifest:
     """The manifest of a dump whose bytes are all acknowledged; `pieces` must be ascending."""
     from pipeline.obs.version import own_version
@@ -146,6 +149,7 @@ def build_manifest(
         name=name,
         size=pieces[-1].end if pieces else 0,
         form=form,
+        holds=holds,
         digest=Digest.of(pieces),
         pages=PageCounts.of(totals, facts.excluded),
         facts=facts,

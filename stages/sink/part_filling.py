@@ -49,14 +49,15 @@ class Filling:
             buffer[span.start : span.start + span.n_bytes] = span.data
 
     async def _buffer(self, number: int) -> mmap.mmap:
-        """The part's buffer; all zeros when it is new, so gaps need no writing."""
+        """The part's buffer; all zeros when it is new and may have gaps: those need no writing."""
         if number > self._most_parts:
             raise SinkError(
                 f"the dump does not fit into {self._most_parts} parts of {self._grid.data_part} "
                 "bytes"
             )
         if number not in self._open:
-            self._open[number] = await self._buffers.take(self._grid.part(number).n_bytes)
+            n_bytes, zeros = self._grid.part(number).n_bytes, number <= self._grid.n_low
+            self._open[number] = await self._buffers.take(n_bytes, zeros=zeros)
         return self._open[number]
 
     async def _close(self, part: Part) -> None:

@@ -147,7 +147,7 @@ class PartsSink:
             note_upload(self._journal, self._upload_id, grid)
             log_event("upload_begun", target=self._store.target, journal=str(self._journal.path))
         n_sending = _concurrency(grid, self._options.buffer_bytes, self._net.concurrency)
-        buffers = PartBuffers(grid.n_open + n_sending)
+        buffers = PartBuffers(grid.n_open + n_sending, grid.data_part)
 
         may_send = anyio.Semaphore(n_sending)  # serves in the order of asking: part 1 comes last
 

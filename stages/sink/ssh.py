@@ -214,6 +214,7 @@ class SshSink:
         return build_manifest(
             name=self._target.path.rpartition("/")[2],
             form=self._form if self._assembles else "flattened",
+            holds=None if self._assembles else self._form,
             pieces=pieces,
             totals=self._totals,
             facts=self._facts,

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from pipeline.config.settings import Settings
     from pipeline.flow.protocols import Sink
     from stages.sink.journal import Journal
+    from stages.sink.manifest import Form
 
-# Each module offers make_sink(url, settings), those of _JOURNALLED with a journal as well.
+# Each module offers make_sink(url, settings, form=...), those of _JOURNALLED with a journal too.
 _SCHEMES: Final[dict[str, str]] = {
     "az": "stages.sink.azure",
     "http": "stages.sink.http",
@@ -29,10 +30,6 @@ _SCHEMES: Final[dict[str, str]] = {
 _JOURNALLED: Final = frozenset({"az", "http", "https", "s3", "tcp", "tls"})
 
 
-# Whose manifests say that a dump is encrypted.
-_SAYS_FORM: Final = frozenset({"az", "s3", "tcp", "tls"})
-
-
 def scheme_of(url: str) -> str:
     """The part before ``://``, in lower case."""
     return url.split("://", 1)[0].lower()
@@ -43,22 +40,29 @@ def is_journalled(url: str) -> bool:
     return "://" in url and scheme_of(url) in _JOURNALLED
 
 
+def require_scheme(url: str) -> None:
+    """See that some sink serves `url`.
+
+    Raises:
+        UsageError: none does.
+    """
+    scheme = scheme_of(url)
+    if scheme not in _SCHEMES:
+        known = ", ".join(f"{one}://" for one in _SCHEMES)
+        raise UsageError(f"{scheme}:// is not a target; there are {known}")
+
+
 def make_remote_sink(
-    url: str, settings: Settings, journal: Journal | None = None, *, encrypted: bool = False
+    url: str, settings: Settings, journal: Journal | None = None, *, form: Form = "kdump"
 ) -> Sink[Any]:
-    """The sink for a target that is a URL.
+    """The sink for a target that is a URL; `form` is what its manifest says the chunks make up.
 
     Raises:
         UsageError: no sink serves the scheme.
         ConfigError: the target's settings do not fit.
     """
+    require_scheme(url)
     scheme = scheme_of(url)
-    name = _SCHEMES.get(scheme)
-    if name is None:
-        known = ", ".join(f"{one}://" for one in _SCHEMES)
-        raise UsageError(f"{scheme}:// is not a target; there are {known}")
     options: dict[str, Any] = {"journal": journal} if scheme in _JOURNALLED else {}
-    if encrypted and scheme in _SAYS_FORM:
-        options["form"] = "encrypted"
-    sink: Sink[Any] = import_module(name).make_sink(url, settings, **options)
+    sink: Sink[Any] = import_module(_SCHEMES[scheme]).make_sink(url, settings, form=form, **options)
     return sink

@@ -216,7 +216,7 @@ class TcpSink:
                 log_event(
                     "upload_kept", "warning", resume=f"dumpstream resume {self._journal.path}"
                 )
-            return f"{self.target}.partial" if self._form == "kdump" else None
+            return f"{self.target}.partial" if self._form in ("kdump", "elf") else None
         if self._journal is not None:
             self._journal.remove()
         return None

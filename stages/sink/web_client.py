@@ -15,8 +15,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from pipeline.errors import SinkError, UnsupportedError
+from stages.sink.proxies import proxy_for, show_proxy
 from stages.sink.retry import TransientError
 from stages.sink.throttle import TokenBucket
 
@@ -63,14 +65,18 @@ class Answer:
 
 
 class WebClient:
-    """Connections to one target; closed by `close`, opened by the first request."""
+    """Connections to one target, direct ones and those through proxies that the environment names.
+
+    Opened by the first request that needs them; closed by `close`.
+    """
 
     def __init__(self, target: str, net: NetSettings, bucket: TokenBucket) -> None:
         """`target` stands in every error: a URL without secrets."""
         self._target = target
         self._net = net
         self._bucket = bucket
-        self._client: httpx2.AsyncClient | None = None
+        self._clients: dict[str | None, httpx2.AsyncClient] = {}
+        """By proxy, None for direct ones: presigned URLs may be of another host than their list."""
         self._patience = 1
 
     async def call(
@@ -113,7 +119,7 @@ class WebClient:
             finally:
                 await answer.aclose()
         except (httpx2.TransportError, OSError) as error:
-            raise self._failure(request.url.host, error) from error
+            raise self._failure(url, error) from error
 
     async def _steps(self, body: memoryview) -> AsyncIterator[bytes]:
         for at in range(0, len(body), _STEP):
@@ -140,14 +146,19 @@ class WebClient:
             pool=None,
         )
 
-    def _open(self, url: str = "") -> httpx2.AsyncClient:
-        if self._client is None:
-            self._client = _make_client(self._net, url)
-        return self._client
+    def _open(self, url: str) -> httpx2.AsyncClient:
+        proxy = proxy_for(url, os.environ)
+        if proxy not in self._clients:
+            self._clients[proxy] = _make_client(self._net, proxy)
+        return self._clients[proxy]
 
-    def _failure(self, host: str, error: Exception) -> SinkError:
+    def _failure(self, url: str, error: Exception) -> SinkError:
         import httpx2
 
+        host = urlsplit(url).hostname or "?"
+        proxy = proxy_for(url, os.environ)
+        if proxy is not None:
+            host = f"{host} by way of the proxy {show_proxy(proxy)}"
         stall = self._net.stall_timeout_s
         for cause in _chain(error):
             if isinstance(cause, ssl.SSLCertVerificationError):
@@ -156,6 +167,8 @@ class WebClient:
             if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
                 return SinkError(f"{self._target}: {host}: {cause.strerror}")
         match error:
+            case httpx2.ProxyError() if not _may_pass(str(error)):
+                return SinkError(f"{self._target}: {host}: {error}")
             case httpx2.ConnectTimeout():
                 why = f"no connection within {self._net.connect_timeout_s:g} s"
             case httpx2.WriteTimeout():
@@ -169,13 +182,19 @@ class WebClient:
 
     async def close(self) -> None:
         """Close all connections; never raises."""
-        client, self._client = self._client, None
-        if client is not None:
+        while self._clients:
+            _, client = self._clients.popitem()
             with contextlib.suppress(Exception):
                 await client.aclose()
 
 
-def _make_client(net: NetSettings, url: str) -> httpx2.AsyncClient:
+def _may_pass(refusal: str) -> bool:
+    """Whether a proxy's answer to CONNECT, which starts with its status, is one for now only."""
+    status = refusal[:3]
+    return not status.isdigit() or int(status) in _TRANSIENT_STATUSES
+
+
+def _make_client(net: NetSettings, proxy: str | None) -> httpx2.AsyncClient:
     try:
         import httpx2
     except ImportError as error:
@@ -187,7 +206,7 @@ def _make_client(net: NetSettings, url: str) -> httpx2.AsyncClient:
         verify=tls_context(net),
         limits=httpx2.Limits(max_connections=net.concurrency + 1),
         socket_options=_socket_options(net),
-        proxy=_proxy(url),
+        proxy=proxy,
     )
     return httpx2.AsyncClient(transport=transport, follow_redirects=False)
 
@@ -204,15 +223,6 @@ def _socket_options(net: NetSettings) -> list[tuple[int, int, int]]:
         (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stall_ms),
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     ]
-
-
-def _proxy(url: str) -> str | None:
-    """The HTTP proxy that the environment names for `url`."""
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies, proxy_bypass
-
-    parts = urlsplit(url)
-    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def tls_context(net: NetSettings) -> ssl.SSLContext:

@@ -239,7 +239,7 @@ class Receiver:
 
 def _level(hello: Hello) -> Literal["debug", "info"]:
     """A connection that only asks, or only ends an upload, is of no interest by itself."""
-    return "info" if hello.data_start and not hello.finishing else "debug"
+    return "info" if hello.most_bytes and not hello.finishing else "debug"
 
 
 async def _hello(link: Link, by: float) -> Hello:

@@ -125,18 +125,18 @@ class UploadStore:
             RefusedError: the dump is too large, or was begun with another outline.
         """
         header = self._state.header
-        if header.data_start and (header.data_start, header.most_bytes) != (data_start, most_bytes):
+        if header.most_bytes and (header.data_start, header.most_bytes) != (data_start, most_bytes):
             raise RefusedError(
                 f"{self.name} was begun as a dump of at most {header.most_bytes} bytes with data "
                 f"at {header.data_start}, not {most_bytes} and {data_start}: the source or the "
                 "settings changed"
             )
-        if not 0 < data_start <= min(most_bytes, limits.max_bytes):
+        if most_bytes < 1 or not 0 <= data_start <= min(most_bytes, limits.max_bytes):
             raise RefusedError(
                 f"data at {data_start} of {most_bytes} bytes; this receiver takes "
                 f"{limits.max_bytes} bytes"
             )
-        if not header.data_start:
+        if not header.most_bytes:
             self._state.write_header(
                 msgspec.structs.replace(header, data_start=data_start, most_bytes=most_bytes)
             )

@@ -154,13 +154,18 @@ def test_stream_is_received_as_a_file(image: Path, direct: bytes, tmp_path: Path
     assert (tmp_path / "got").read_bytes() == direct
 
 
-def test_killed_upload_is_resumed(image: Path, direct: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["kdump", "elf"])
+def test_killed_upload_is_resumed(form: str, image: Path, tmp_path: Path) -> None:
     """After kill -9 of the sender, `resume` sends what is missing and no more."""
+    direct = tmp_path / "direct"
+    run("dump", "-d", "31", "--format", form, str(image), str(direct))
     got, journals = tmp_path / "got", tmp_path / "journals"
     got.mkdir()
     journals.mkdir()
     with receiver(got) as address:
-        words = ["-d", "31", "--set", "net.rate_limit=512KiB", "--set", "tcp.chunk_bytes=64KiB"]
+        rate = {"kdump": "512KiB", "elf": "8MiB"}[form]  # the one is 2 MiB, the other 22
+        sets = [f"net.rate_limit={rate}", "tcp.chunk_bytes=64KiB"]
+        words = ["-d", "31", "--format", form, *(word for one in sets for word in ("--set", one))]
         command = [*PIPELINE, "dump", *words, "--set", f"net.journal_dir={journals}"]
         with subprocess.Popen(
             [*command, str(image), f"tcp://{address}/dump"], cwd=ROOT, stderr=subprocess.DEVNULL
@@ -170,7 +175,8 @@ def test_killed_upload_is_resumed(image: Path, direct: bytes, tmp_path: Path) ->
         done = run("resume", str(next(journals.iterdir())))
 
     assert "upload_resumed" in events(done)
-    assert (got / "dump").read_bytes() == direct
+    assert (got / "dump").read_bytes() == direct.read_bytes()
+    assert f'"form": "{form}"' in (got / "dump.manifest.json").read_text()
     assert list(journals.iterdir()) == []
 
 

@@ -83,7 +83,7 @@ class FakeS3:
             return error(400, "XAmzContentSHA256Mismatch")
         match what:
             case "HEAD" | "GET":
-                return self._get(key)
+                return self._get(key, request.headers.get("range", ""))
             case "PUT":
                 self.objects[key] = Stored(request.body)
                 return Response(headers={"etag": '"x"'})
@@ -107,10 +107,16 @@ class FakeS3:
                 return Response(204)
         raise HangUpError
 
-    def _get(self, key: str) -> Response:
+    def _get(self, key: str, span: str) -> Response:
         stored = self.objects.get(key)
         if stored is None:
             return error(404, "NoSuchKey")
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", span)
+        if wanted is not None:
+            first, last = (int(text) for text in wanted.groups())
+            data = stored.data[first : last + 1]
+            place = f"bytes {first}-{first + len(data) - 1}/{len(stored.data)}"
+            return Response(206, data, {"content-range": place})
         return Response(
             200, stored.data, {"content-length": str(len(stored.data))} | stored.headers
         )

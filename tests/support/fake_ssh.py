@@ -19,9 +19,11 @@ It reads ``faults.json`` beside itself, and counts in files there what all its r
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
+import signal
 import stat
 import struct
 import subprocess
@@ -204,6 +206,11 @@ def take(body: bytes) -> tuple[bytes, bytes]:
     return body[4 : 4 + length], body[4 + length :]
 
 
+def die_with_parent() -> None:
+    """Tests stop this process for good; nothing else would end it if they are ended themselves."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def main(words: list[str]) -> None:
     if "-G" in words:
         sys.stdout.write("user tester\nciphers chacha20-poly1305@openssh.com,aes128-ctr\n")
@@ -218,6 +225,7 @@ def main(words: list[str]) -> None:
         sys.stderr.flush()
         os._exit(FAULTS.get("exit_code", 255))
     if "-s" in words:
+        die_with_parent()
         Server().serve()
     command = FAULTS.get("shell_prefix", "") + words[-1]
     sys.exit(subprocess.run(["sh", "-c", command], check=False).returncode)

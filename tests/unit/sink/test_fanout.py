@@ -9,7 +9,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from pipeline.errors import DumpError, SinkError, TornStreamError
+from pipeline.errors import DumpError, RestartableSinkError, SinkError, TornStreamError
 from pipeline.flow.channel import Channel, Inbox
 from pipeline.flow.items import Chunk, ChunkKind, EndOfDump, HeadOrder, Outline, Receipt
 from pipeline.flow.protocols import Sink
@@ -235,3 +235,83 @@ async def test_facts_reach_those_that_write_manifests() -> None:
     facts = DumpFacts(kernel_release="6.1")
     fan(Telling(), MemorySink()).describe(facts)
     assert told == [facts]
+
+
+class Leaving(MemorySink):
+    """Leaves a part of the dump behind whenever it is undone, and takes a while over it."""
+
+    async def abort(self) -> str | None:
+        await checkpoint()
+        return "part.partial"
+
+
+async def test_what_a_dropped_target_left_is_told() -> None:
+    """By `abort`, when the others failed as well."""
+    sink = fan(Leaving(fail_at=1), MemorySink(fail_at=1))
+    with pytest.raises(DumpError, match="every target failed"):
+        await send(ChunkStream(SIZE), sink)
+    assert sink.branches[0].left == "part.partial"
+    assert "part.partial" in (await sink.abort() or "")
+
+
+async def test_abort_ends_its_work_in_a_run_that_was_cancelled() -> None:
+    """Ctrl-C cancels everything around it; the caller still learns what is left."""
+    sink = fan(Leaving(), Leaving())
+    await sink.open()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        left = await sink.abort()
+    assert left == "part.partial, part.partial"
+
+
+async def test_what_is_committed_stays() -> None:
+    """A run that is cancelled in the commit of the slow one does not undo the quick one."""
+
+    class Slow(MemorySink):
+        async def commit(self) -> None:
+            await anyio.sleep_forever()
+
+    quick, slow = MemorySink(), Slow()
+    sink = fan(quick, slow)
+    await sink.open()
+    await run_flow(Flow(ChunkStream(SIZE), [], sink, [Channel[Item]("chunks", 1 << 20)]))
+    with anyio.move_on_after(0.05):
+        await sink.commit()
+    left = await sink.abort()
+    assert quick.steps == ["open", "run", "commit"]
+    assert slow.steps == ["open", "run", "abort"]
+    assert left == "memory, memory.partial"
+
+
+async def test_a_target_that_hangs_while_it_is_opened_is_dropped() -> None:
+    """The others wait for it, so only for so long."""
+
+    class Deaf(MemorySink):
+        async def open(self) -> None:
+            await anyio.sleep_forever()
+
+    good = MemorySink()
+    sink = FanOutSink([("deaf", Deaf()), ("good", good)], buffer_bytes=1 << 20, open_s=0.05)
+    receipt = await send(ChunkStream(SIZE), sink)
+    assert receipt.target == "memory"
+    assert str(sink.branches[0].error) == "deaf: not open after 0.05 s"
+    assert good.steps == ["open", "run", "commit"]
+
+
+async def test_targets_that_could_start_over() -> None:
+    """Where one of them could, another run of the whole may help."""
+
+    class Lost(MemorySink):
+        async def open(self) -> None:
+            raise RestartableSinkError("lost")
+
+    with pytest.raises(RestartableSinkError, match="every target failed"):
+        await fan(Lost(), MemorySink(fail_in="open")).open()
+
+
+async def test_receipt_after_the_commit_is_of_those_that_have_it() -> None:
+    """One that failed there is in it no more."""
+    good = MemorySink()
+    sink = fan(good, MemorySink(fail_in="commit"))
+    await send(ChunkStream(SIZE), sink)
+    assert sink.receipt().target == "memory"

@@ -191,7 +191,7 @@ def test_other_outline_is_refused(folder: int) -> None:
     store.close()
 
 
-@pytest.mark.parametrize(("data_start", "most"), [(0, 0), (0, 10), (11, 10), (MOST + 1, 2 * MOST)])
+@pytest.mark.parametrize(("data_start", "most"), [(0, 0), (-1, 10), (11, 10), (MOST + 1, 2 * MOST)])
 def test_impossible_outline(folder: int, data_start: int, most: int) -> None:
     """An outline must make sense and fit the receiver."""
     store = UploadStore.create(folder, HEADER)
