@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _THREADS: Final = 8
 """Reads under way; each is as many requests side by side as the line takes."""
+_USES_AHEAD: Final = 3
+"""What a prefetched block counts as: the most that the policy counts to."""
 _HINTS_PER_BLOCK: Final = 4
 """Hints that wait, for each block of the largest room."""
 
@@ -241,7 +243,11 @@ class BlockCache:
                     self._unused.discard(key)
 
     def _keep(self, key: int, read: BlockRead, preferred: bool) -> None:
-        victim = self._policy.admit(key, preferred=preferred)
+        victim = self._policy.admit(key, preferred=preferred or read.hinted)
+        if read.hinted:
+            # It must still be there when it is asked for, beside blocks that are done with but
+            # were asked for often. How many such there are, and how many more, is the room's care.
+            self._policy.touch([key] * _USES_AHEAD)
         row = len(self._row_of)
         if victim is not None:
             self.stats.evicted += 1

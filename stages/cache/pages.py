@@ -10,10 +10,10 @@ line are served by `blocks.BlockCache`. `make_cache` knows which is which.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pipeline.flow.items import PageState
@@ -55,8 +55,7 @@ class TablePages(Protocol):
         """`pfns` (uint64[n]) will be asked for soon, the first ones first. May do nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class CacheOptions:
+class CacheOptions(Struct, frozen=True):
     """Attributes:
     capacity_bytes: of all blocks that are kept; one is kept however small this is.
     block_bytes: what a miss reads; only where the image is slow. A page, or a power of two pages.

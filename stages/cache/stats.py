@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(slots=True)
-class CacheStats:
+class CacheStats(Struct):
     """Hits and misses are in pages asked for; prefetches are in blocks."""
 
     hits: int = 0

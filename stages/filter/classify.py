@@ -15,10 +15,10 @@ The rules, first match wins; only the head decides for a compound page, tails ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pipeline.memory.addresses import BoolArray, ByteArray
@@ -33,8 +33,7 @@ _MAX_COMPOUND_ORDER: Final = 30
 """1 TiB of 1 KiB pages, beyond any gigantic page; larger orders are corrupt and read as 0."""
 
 
-@dataclass(slots=True)
-class PageCodes:
+class PageCodes(Struct):
     """What each page says by itself; tails and kept pages are 0.
 
     Attributes:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from pipeline.memory.addresses import AddrArray
 from stages.translator.kernel import Kernel
 
 
-@dataclass(frozen=True, slots=True)
-class KernelWords:
+class KernelWords(Struct, frozen=True):
     """Attributes:
     byte_order: ``<`` or ``>``.
     word: bytes of a long, 4 or 8.

@@ -12,8 +12,9 @@ Models are told apart by the VMCOREINFO keys that only they export, in this orde
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+from msgspec import Struct
 
 from pipeline.errors import DumpError, FormatError, MissingInfoError
 from stages.filter.kernel_words import KernelWords
@@ -33,8 +34,7 @@ class MemmapRegion(NamedTuple):
     """Of the first struct page; None for pfns without any (a hole, or memory taken away)."""
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryModel:
+class MemoryModel(Struct, frozen=True):
     """Regions are ascending and disjoint; pfns between them have no struct pages."""
 
     name: str

@@ -17,8 +17,9 @@ Compound pages, by the newest key that is there (page1 is the head's second stru
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from pipeline.errors import FormatError, MissingInfoError
 from stages.filter.levels import DumpLevel
@@ -31,8 +32,7 @@ _MAX_ORDERS: Final = 32
 _U32: Final = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class FlagMasks:
+class FlagMasks(Struct, frozen=True):
     """Masks of `page.flags`; 0 where VMCOREINFO does not name the bit."""
 
     lru: int = 0
@@ -49,8 +49,7 @@ class FlagMasks:
         return self.lru | self.private | self.swapcache | self.head | self.hwpoison | self.slab
 
 
-@dataclass(frozen=True, slots=True)
-class PageTypes:
+class PageTypes(Struct, frozen=True):
     """Values of `page._mapcount` (as uint32) that are page types; None where not known."""
 
     buddy: int | None = None
@@ -62,8 +61,7 @@ class PageTypes:
     unaccepted: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CompoundRule:
+class CompoundRule(Struct, frozen=True):
     """How a head tells its order and whether it is hugetlb; offsets are those inside page1."""
 
     order_off: int | None = None
@@ -74,8 +72,7 @@ class CompoundRule:
     dtor_value: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PageLayout:
+class PageLayout(Struct, frozen=True):
     """One kernel's `struct page`; every offset is checked to lie inside `size` bytes.
 
     Attributes:

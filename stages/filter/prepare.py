@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from pipeline.errors import DumpError, MissingInfoError, UsageError
 from stages.filter.levels import MAX_LEVEL, needs_struct_pages
@@ -15,8 +16,7 @@ from stages.translator.kernel import Kernel
 _EVERYTHING: Final = MemoryModel("none", ())
 
 
-@dataclass(frozen=True, slots=True)
-class FilterPlan:
+class FilterPlan(Struct, frozen=True):
     """Attributes:
     level: what the dump will lack: the level asked for and what the image lacks already.
     layout: of struct pages; None: they are not looked at, and everything saved is kept.

@@ -24,6 +24,10 @@ _MAX_ZONES: Final = 16
 """MAX_NR_ZONES is 3 to 6."""
 _STAT_THRESHOLD: Final = 125
 """Pages that one CPU may hold back of one zone's counter, at most."""
+_MAX_NODE_BYTES: Final = 1 << 20
+"""struct pglist_data has 20 to 200 KiB."""
+_MAX_EXPECTED: Final = 16
+"""Nodes fetched ahead."""
 _TOLERANCE: Final = 0.02
 """Of the larger count: memory of a machine that ran on while it was read."""
 
@@ -50,6 +54,19 @@ async def check_free_count(
         f"{n_counted}: one of them is wrong, so pages may be missing from the dump"
     )
     return [warning]
+
+
+async def expect_free_count(kernel: Kernel, layout: PageLayout) -> None:
+    """Have what `check_free_count` will read fetched ahead, where reading takes time."""
+    node_bytes = kernel.info.size("pglist_data")
+    if node_bytes is None or not 0 < node_bytes <= _MAX_NODE_BYTES:
+        return
+    try:
+        nodes = await _nodes(KernelWords(kernel, layout.byte_order, layout.word))
+        for node in nodes[:_MAX_EXPECTED]:
+            await kernel.expect(node, node_bytes)
+    except DumpError:
+        return  # the check will say nothing either
 
 
 async def _zone_counters(words: KernelWords) -> list[int]:

@@ -8,10 +8,10 @@ tells about sixteen. On memory that is mostly free that is most of the work save
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 
 from pipeline.flow.items import PageState
 from pipeline.memory.addresses import BoolArray, ByteArray, PfnArray
@@ -28,8 +28,7 @@ _MAX_GROUP: Final = 16
 """Windows a call: 32 MiB of memmap, about 10 ms, beside which a hop to a thread is nothing."""
 
 
-@dataclass(slots=True)
-class ScannedWindow:
+class ScannedWindow(Struct):
     """Attributes:
     codes: of the window's pages, each by itself; None: all of it is free blocks.
     unknown: bool[n_pages], struct pages that could not be read; None: all could.

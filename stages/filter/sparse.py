@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from msgspec import Struct, field
 
 from pipeline.errors import DumpError, FormatError, MissingInfoError
 from pipeline.memory.addresses import AddrArray
@@ -44,8 +44,7 @@ _CHUNK_ROOTS: Final = 64
 _MAX_PROBES: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class SparseGeometry:
+class SparseGeometry(Struct, frozen=True):
     """Attributes:
     pages_per_section: pfns a section.
     section_bytes: SIZE(mem_section).
@@ -130,8 +129,7 @@ def _check(name: str, value: int, lowest: int, highest: int) -> None:
         raise FormatError("vmcoreinfo", None, name, value, f"{lowest} to {highest}")
 
 
-@dataclass(slots=True)
-class _Sections:
+class _Sections(Struct):
     """What one reading of the symbol gives: present sections, ascending."""
 
     numbers: AddrArray
@@ -140,8 +138,7 @@ class _Sections:
     warnings: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _SectionReader:
+class _SectionReader(Struct, frozen=True):
     words: KernelWords
     geometry: SparseGeometry
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from pipeline.errors import PageCountError
@@ -14,7 +14,7 @@ from pipeline.flow.channel import Outbox
 from pipeline.memory.bitmap import PageBitmap
 from stages.filter.levels import EXCLUDED_CLASSES, DumpLevel, PageClass
 from stages.filter.prepare import FilterPlan, prepare_filter
-from stages.filter.sanity import check_free_count
+from stages.filter.sanity import check_free_count, expect_free_count
 from stages.filter.sweep import SectionVerdict, sweep
 from stages.reader.image import Image
 from stages.translator.kernel import Kernel
@@ -23,8 +23,7 @@ WINDOW_BYTES: Final = 2 << 20
 """Struct pages at a time: those of one block of the bitmap, and they stay in a core's cache."""
 
 
-@dataclass(slots=True)
-class FilterResult:
+class FilterResult(Struct):
     """What pass 1 found. The books balance: ram = kept + left out (by class) + missing.
 
     Attributes:
@@ -52,8 +51,7 @@ class FilterResult:
     warnings: list[str]
 
 
-@dataclass(slots=True)
-class EndOfFilter:
+class EndOfFilter(Struct):
     """The last item of the stage."""
 
     result: FilterResult
@@ -63,8 +61,7 @@ class EndOfFilter:
         return 0
 
 
-@dataclass(slots=True)
-class _Books:
+class _Books(Struct):
     """Adds up verdicts."""
 
     plan: FilterPlan
@@ -120,8 +117,7 @@ class _Books:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class FilterStage:
+class FilterStage(Struct, frozen=True):
     """A source of `SectionVerdict`, ascending, one for each block that has saved pages.
 
     The last item is `EndOfFilter`.
@@ -144,6 +140,7 @@ class FilterStage:
         """
         plan = await prepare_filter(self.image, self.kernel, self.level)
         books = _Books.open(self.image, plan)
+        await self._expect_second_opinion(plan)
         verdicts = sweep(
             self.image,
             self.kernel,
@@ -159,6 +156,10 @@ class FilterStage:
         result = books.close()
         result.warnings += await self._second_opinion(plan, result.counts[PageClass.FREE.label])
         await outbox.send(EndOfFilter(result))
+
+    async def _expect_second_opinion(self, plan: FilterPlan) -> None:
+        if self.workers > 1 and self.kernel is not None and plan.layout is not None:
+            await expect_free_count(self.kernel, plan.layout)
 
     async def _second_opinion(self, plan: FilterPlan, n_free: int) -> list[str]:
         """Only where free pages were looked for, in an image that still has all of them."""

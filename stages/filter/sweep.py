@@ -7,15 +7,12 @@ because a run (a buddy block, a gigantic page) can reach into the windows that f
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Final, TypeAlias, TypeVar
 
 import anyio.to_thread
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from pipeline.memory.addresses import BoolArray
@@ -36,17 +33,8 @@ from stages.filter.windows import (
 from stages.reader.image import Image
 from stages.translator.kernel import Kernel
 
-T = TypeVar("T")
-_Place: TypeAlias = tuple[Window, LocatedWindow]
 
-_MAX_PROBERS: Final = 8
-"""Groups of windows whose heads are on their way."""
-_MAX_READY: Final = 64
-"""Windows that wait for the one before them."""
-
-
-@dataclass(slots=True)
-class SectionVerdict:
+class SectionVerdict(Struct):
     """What becomes of the pages of one block of the page bitmap.
 
     Attributes:
@@ -95,18 +83,18 @@ async def sweep(
         workers: threads that do so.
     """
     if plan.layout is None or kernel is None:
-        for index in _busy_blocks(saved, 0, saved.n_blocks):
+        for index in saved.busy_blocks(0, saved.n_blocks):
             yield _untouched(saved, index)
         return
     next_index = 0
     scan = _Scan(image, kernel, plan, plan.layout, saved, window_bytes, workers)
     async with aclosing(_verdicts(saved, scan.results())) as verdicts:
         async for verdict in verdicts:
-            for before in _busy_blocks(saved, next_index, verdict.index):
+            for before in saved.busy_blocks(next_index, verdict.index):
                 yield _untouched(saved, before)
             yield verdict
             next_index = verdict.index + 1
-    for index in _busy_blocks(saved, next_index, saved.n_blocks):
+    for index in saved.busy_blocks(next_index, saved.n_blocks):
         yield _untouched(saved, index)
 
 
@@ -126,10 +114,6 @@ async def _verdicts(
             carry = _apply(verdict, window, scanned, carry)
     if verdict is not None:
         yield verdict
-
-
-def _busy_blocks(saved: PageBitmap, start: int, stop: int) -> Iterator[int]:
-    return (index for index in range(start, stop) if saved.block_count(index))
 
 
 def _untouched(saved: PageBitmap, index: int) -> SectionVerdict:
@@ -157,13 +141,7 @@ def _apply(verdict: SectionVerdict, window: Window, scanned: ScannedWindow, carr
     return carry
 
 
-async def _result(future: Future[T]) -> T:
-    """What `future` gives; whoever is cancelled here leaves its thread to finish."""
-    return await anyio.to_thread.run_sync(future.result, abandon_on_cancel=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _Scan:
+class _Scan(Struct, frozen=True):
     """The windows of a sweep, scanned by some threads, and handed out in order."""
 
     image: Image
@@ -176,60 +154,23 @@ class _Scan:
 
     async def results(self) -> AsyncGenerator[tuple[Window, ScannedWindow]]:
         n_pages = window_pages(self.layout, self.window_bytes)
+        windows = self._windows(n_pages)
         if self.workers > 1:
-            async with aclosing(self._side_by_side(n_pages)) as pairs:
+            from stages.filter.read_ahead import ReadAhead
+
+            ahead = ReadAhead(
+                windows, self._locate, lambda room: self._scanner(room * n_pages), self.workers
+            )
+            async with aclosing(ahead.results()) as pairs:
                 async for pair in pairs:
                     yield pair
             return
         scanner = self._scanner(n_pages)
-        windows = self._windows(n_pages)
         while group := list(itertools.islice(windows, scanner.group_windows)):
             located = await self._locate(group)
             found = await anyio.to_thread.run_sync(scanner.scan, located)
             for pair in zip(group, found, strict=True):
                 yield pair
-
-    async def _side_by_side(self, n_pages: int) -> AsyncGenerator[tuple[Window, ScannedWindow]]:
-        """Heads of the next groups are asked for while windows are read, several at a time."""
-        # The first scanners ask for heads only, of as many windows as a buffer of theirs holds.
-        n_probers = min(self.workers, _MAX_PROBERS)
-        probers = deque(self._scanner(n_pages) for _ in range(n_probers))
-        scanners = deque(self._scanner(n_pages) for _ in range(self.workers))
-        windows = self._windows(n_pages)
-        probed: deque[tuple[list[_Place], Future[list[BoolArray | None]]]] = deque()
-        ready: deque[tuple[_Place, BoolArray | None]] = deque()
-        scanned: deque[tuple[Window, Future[ScannedWindow] | None]] = deque()
-        pool = ThreadPoolExecutor(self.workers + n_probers, thread_name_prefix="filter")
-        try:
-            while True:
-                while len(probed) < n_probers and (
-                    group := list(itertools.islice(windows, probers[0].group_windows))
-                ):
-                    places = list(zip(group, await self._locate(group), strict=True))
-                    heads = pool.submit(probers[0].probe, [located for _, located in places])
-                    probed.append((places, heads))
-                    probers.rotate(-1)
-                n_reading = sum(future is not None for _, future in scanned)
-                while ready and n_reading < self.workers and len(scanned) < _MAX_READY:
-                    (window, located), free = ready.popleft()
-                    if free is not None and free.all():
-                        scanned.append((window, None))
-                        continue
-                    scan = pool.submit(scanners[0].scan_window, located, free)
-                    scanned.append((window, scan))
-                    scanners.rotate(-1)
-                    n_reading += 1
-                if probed and not ready:
-                    places, heads = probed.popleft()
-                    found = await _result(heads)
-                    ready.extend(zip(places, found, strict=True))
-                elif scanned:
-                    window, result = scanned.popleft()
-                    yield window, ScannedWindow(None) if result is None else await _result(result)
-                else:
-                    return
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
     def _windows(self, n_pages: int) -> Iterator[Window]:
         return plan_windows(self.plan.model, self.saved, self.layout, n_pages)

@@ -7,10 +7,10 @@ model. Planning needs no memory reads; `locate_windows` then asks where the stru
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
+from msgspec import Struct
 
 from pipeline.memory.addresses import BoolArray, PfnArray
 from pipeline.memory.bitmap import BLOCK_PAGES, PageBitmap
@@ -34,8 +34,7 @@ class Window(NamedTuple):
     memmap_vaddr: int
 
 
-@dataclass(frozen=True, slots=True)
-class LocatedWindow:
+class LocatedWindow(Struct, frozen=True):
     """A window, and where its struct pages are in the image. Can be sent to a worker process.
 
     Attributes:

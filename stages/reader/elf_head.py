@@ -28,8 +28,13 @@ from stages.reader.pieces import MAX_OFF
 DEFAULT_PAGE_SIZE: Final = 4096
 MAX_HEADERS: Final = 1 << 18
 """Program headers; makedumpfile's ELF dumps have one for each gap of 1 MiB or more."""
-MAX_PADDR: Final = 1 << 48
-"""Four times what the largest machines address; keeps a lie from costing hours of empty bitmap."""
+_PADDR_BITS: Final = {"riscv64": 56}
+_USUAL_PADDR_BITS: Final = 52
+"""What the architectures define: x86_64 and aarch64 have 52 bits, and Linux uses no more of any
+other but riscv64 (MAX_PHYSMEM_BITS)."""
+MAX_MEMORY: Final = 1 << 48
+"""Bytes of RAM, wherever they are: four times what the largest machines have. A bitmap takes memory
+by the RAM there is, not by where it lies."""
 MAX_NOTE_BYTES: Final = 64 << 20
 """8192 CPUs need 12 MiB; drivers may add dumps of their devices."""
 MAX_NOTE_SEGMENTS: Final = 64
@@ -54,17 +59,18 @@ def read_elf_head(file: ImageFile) -> ImageInfo:
     check_header(header, form)
     headers = _read_program_headers(file, header, form)
     facts, notes, problem = _read_notes(file, headers, form)
+    machine = machine_name(header.e_machine, form)
     if header.e_flags & EF_INCOMPLETE:
         problem = problem or "marked incomplete by its writer"
     return ImageInfo(
         form="elf",
-        machine=machine_name(header.e_machine, form),
+        machine=machine,
         page_size=page_size_of(facts.vmcoreinfo) or DEFAULT_PAGE_SIZE,
         notes=notes,
         vmcoreinfo=facts.vmcoreinfo,
         vmcoreinfo_off=facts.vmcoreinfo_off,
         nr_cpus=facts.nr_cpus,
-        loads=[_load(at, phdr, form) for at, phdr in headers if phdr.p_type == PT_LOAD],
+        loads=_loads(headers, form, paddr_end(machine)),
         elf=(form, header.e_machine),
         made_by="qemu" if facts.has_qemu else None,
         eraseinfo=facts.eraseinfo,
@@ -82,7 +88,37 @@ def page_size_of(vmcoreinfo: bytes | None) -> int | None:
         return None
 
 
-def _load(at: int, phdr: ProgramHeader, form: ElfForm) -> LoadSegment:
+def paddr_end(machine: str) -> int:
+    """Below this all physical addresses of the architecture are."""
+    return 1 << _PADDR_BITS.get(machine, _USUAL_PADDR_BITS)
+
+
+def _loads(
+    headers: list[tuple[int, ProgramHeader]], form: ElfForm, paddr_end: int
+) -> list[LoadSegment]:
+    """All PT_LOADs.
+
+    Raises:
+        FormatError: memory or file bytes where there can't be any, or more than any machine has.
+    """
+    loads: list[LoadSegment] = []
+    left = 2 * MAX_MEMORY  # the kernel's text is described twice
+    for at, phdr in headers:
+        if phdr.p_type != PT_LOAD:
+            continue
+        load = _load(at, phdr, form, paddr_end)
+        if load.paddr is not None:
+            left -= load.mem_size
+        if left < 0 or (load.mem_size > MAX_MEMORY and load.paddr is not None):
+            assert form.phdr.fields is not None
+            off = at + form.phdr.fields["p_memsz"][1]
+            wanted = f"at most {MAX_MEMORY:#x} in all"
+            raise FormatError("elf", off, "p_memsz", phdr.p_memsz, wanted)
+        loads.append(load)
+    return loads
+
+
+def _load(at: int, phdr: ProgramHeader, form: ElfForm, paddr_end: int) -> LoadSegment:
     """The load that the program header at byte `at` of the file describes.
 
     Raises:
@@ -92,8 +128,8 @@ def _load(at: int, phdr: ProgramHeader, form: ElfForm) -> LoadSegment:
     assert fields is not None
     file_size = min(phdr.p_filesz, phdr.p_memsz)
     has_paddr = phdr.p_paddr != form.ones
-    if has_paddr and phdr.p_paddr + phdr.p_memsz > MAX_PADDR:
-        wanted = f"an end below {MAX_PADDR:#x} for p_paddr {phdr.p_paddr:#x}"
+    if has_paddr and phdr.p_paddr + phdr.p_memsz > paddr_end:
+        wanted = f"an end below {paddr_end:#x} for p_paddr {phdr.p_paddr:#x}"
         raise FormatError("elf", at + fields["p_memsz"][1], "p_memsz", phdr.p_memsz, wanted)
     if has_paddr and file_size and phdr.p_offset + file_size > MAX_OFF:
         wanted = f"less than {MAX_OFF:#x}"

@@ -12,11 +12,11 @@ it; what no load covers of such a page reads as zero::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 
 from pipeline.errors import FormatError, UnsupportedError
 from pipeline.memory.arrays import distinct
@@ -29,8 +29,7 @@ MAX_RAM_BYTES: Final = 1 << 47
 """128 TiB described in all: bitmaps have an entry for every 128 MiB of it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ElfMap:
+class ElfMap(Struct, frozen=True):
     """Pages of an ELF image.
 
     Attributes:

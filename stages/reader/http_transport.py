@@ -31,17 +31,27 @@ _PARTIAL: Final = 206
 _CHANGED: Final = 412
 _TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_EXPIRED: Final = frozenset({401, 403, 404, 410})
+"""What signed URLs answer some time after a redirection: the first one gives another."""
 _MAX_REDIRECTS: Final = 5
+_PORTS: Final = {"http": 80, "https": 443}
 _MAX_RETRY_AFTER_S: Final = 120.0
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 Sign = Callable[[str, Mapping[str, str]], dict[str, str]]
-"""Headers, with those that authorise a GET of the URL among them."""
+"""Headers, with those that authorise a GET of the URL among them: after a redirection it may be one
+of a server that is not to learn who we are."""
 
 
 def unsigned(_url: str, headers: Mapping[str, str]) -> dict[str, str]:
     """For servers that ask nobody who he is."""
     return dict(headers)
+
+
+def origin_of(url: str) -> tuple[str, str, int | None]:
+    """What has to be the same for credentials to be sent: scheme, host and port."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
 
 
 class _TransientError(Exception):
@@ -110,7 +120,7 @@ class HttpTransport:
         self._net = net
         self._sign = sign
         self._pause = pause
-        self._place = _Place(url)
+        self._first = self._place = _Place(url)
         self._tag: str | None = None
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
@@ -158,6 +168,7 @@ class HttpTransport:
                 return got
 
     def _attempt(self, request: Request) -> int:
+        went_back = False
         for _ in range(_MAX_REDIRECTS):
             place = self._place
             connection = self._connection(place)
@@ -166,6 +177,10 @@ class HttpTransport:
                 if answer.status in _REDIRECTS:
                     connection.close()
                     self._follow(place, answer)
+                    continue
+                if answer.status in _EXPIRED and place is not self._first and not went_back:
+                    connection.close()
+                    self._place, went_back = self._first, True
                     continue
                 got = self._take(answer, request)
             except (OSError, http.client.HTTPException) as error:
@@ -242,8 +257,6 @@ class HttpTransport:
             raise SourceError(f"{self.path}: redirected to something that is no http or https URL")
         if place.is_tls and not _Place(url).is_tls:
             raise SourceError(f"{self.path}: redirected from https to http")
-        if self._sign is not unsigned and _Place(url).host != place.host:
-            raise SourceError(f"{self.path}: redirected to another host, which gets no credentials")
         self._place = _Place(url)
 
     def _connection(self, place: _Place) -> http.client.HTTPConnection:

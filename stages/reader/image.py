@@ -6,10 +6,10 @@ Formats implement it: `elf_image`, `kdump_image`, and later remote ones.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from pipeline.memory.addresses import ByteArray, PfnArray
@@ -18,8 +18,7 @@ from pipeline.memory.extents import ExtentSet
 from stages.formats.elf import ElfForm
 
 
-@dataclass(slots=True)
-class LoadSegment:
+class LoadSegment(Struct):
     """One PT_LOAD. `mem_size` > `file_size` means a tail that was not saved.
 
     All in bytes; `paddr` is None for a load without a physical address (p_paddr of all ones).
@@ -32,8 +31,7 @@ class LoadSegment:
     file_size: int
 
 
-@dataclass(slots=True)
-class ImageInfo:
+class ImageInfo(Struct):
     """What an image says about itself, before any page is read."""
 
     form: str

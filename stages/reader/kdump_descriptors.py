@@ -20,6 +20,7 @@ from stages.compressor.codecs import CODECS
 from stages.formats.kdump import PAGE_DESC
 from stages.reader.file_io import ImageFile
 from stages.reader.pieces import MAX_OFF, IntArray
+from stages.reader.rows import ReadBatch
 
 DescArray: TypeAlias = NDArray[np.void]
 """`PAGE_DESC`[n]."""
@@ -69,7 +70,9 @@ class Descriptors:
             return self._load(first, n_wanted)
         out = np.zeros(n_wanted, dtype=PAGE_DESC)
         numbers = ranks // _CHUNK
-        for number in distinct(numbers).tolist():
+        wanted = distinct(numbers).tolist()
+        self._load_together(wanted)
+        for number in wanted:
             mine = numbers == number
             out[mine] = self._chunk(number)[ranks[mine] - number * _CHUNK]
         return out
@@ -90,6 +93,25 @@ class Descriptors:
         if kept is None or kept[0] != number:
             kept = self._chunks[slot] = (number, self._load(number * _CHUNK, _CHUNK))
         return kept[1]
+
+    def _load_together(self, numbers: list[int]) -> None:
+        """Over a line, chunks that are not kept are asked for side by side."""
+        read_batch: ReadBatch | None = getattr(self._file, "read_batch", None)
+        missing = [number for number in numbers if not self._has(number)][:_CHUNK_SLOTS]
+        if read_batch is None or len(missing) < 2:
+            return
+        n_bytes = _CHUNK * PAGE_DESC.itemsize
+        tables = [np.zeros(_CHUNK, dtype=PAGE_DESC) for _ in missing]
+        views = [table.view(np.uint8).data for table in tables]
+        outcomes = read_batch(views, [self._start + number * n_bytes for number in missing])
+        for number, table, outcome in zip(missing, tables, outcomes, strict=True):
+            n_whole = 0 if isinstance(outcome, OSError) else outcome // PAGE_DESC.itemsize
+            table[n_whole:] = 0
+            self._chunks[number % _CHUNK_SLOTS] = (number, table)
+
+    def _has(self, number: int) -> bool:
+        kept = self._chunks[number % _CHUNK_SLOTS]
+        return kept is not None and kept[0] == number
 
     def _rank(self, pfns: PfnArray) -> IntArray:
         out = np.empty(len(pfns), dtype=np.int64)

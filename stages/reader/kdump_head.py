@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 
 from pipeline.errors import FormatError, TruncatedError, UnsupportedError
 from pipeline.memory.bitmap import BLOCK_BYTES, BLOCK_PAGES, PageBitmap
 from stages.formats.elf import Buffer
 from stages.formats.kdump import (
     MAIN_HEADER_SIZE,
+    MAX_MAPNR,
     NEWEST_VERSION,
     OLDEST_VERSION,
     SUB_HEADER_SIZE,
@@ -24,7 +25,7 @@ from stages.formats.kdump import (
     utsname_strings,
 )
 from stages.formats.notes import NoteFacts, summarize_notes
-from stages.reader.elf_head import MAX_NOTE_BYTES, MAX_PADDR
+from stages.reader.elf_head import MAX_NOTE_BYTES
 from stages.reader.file_io import ImageFile
 from stages.reader.image import ImageInfo
 
@@ -34,8 +35,7 @@ _READ_BLOCKS: Final = 64
 """Bitmap blocks read at a time: 256 KiB."""
 
 
-@dataclass(frozen=True, slots=True)
-class KdumpHeader:
+class KdumpHeader(Struct, frozen=True):
     """Both headers, checked, and what follows from them.
 
     Attributes:
@@ -93,14 +93,16 @@ def _check_variant(head: Buffer) -> None:
         raise FormatError("kdump", 8, "main header", bytes(head[8:12]), wanted)
     if (variant.bits, variant.order) != (64, "<"):
         order = "little" if variant.order == "<" else "big"
-        raise UnsupportedError(f"kdump: dumps of {variant.bits}-bit {order}-endian machines")
+        raise UnsupportedError(
+            f"kdump: dumps of {variant.bits}-bit {order}-endian machines are not read, only of "
+            "64-bit little-endian ones"
+        )
 
 
 def _place(main: MainHeader, sub: SubHeader) -> KdumpHeader:
     max_mapnr = sub.max_mapnr_64 or main.max_mapnr
-    limit = MAX_PADDR // main.block_size
-    if not 1 <= max_mapnr <= limit:
-        raise FormatError("kdump", None, "max_mapnr", max_mapnr, f"1 to {limit:#x}")
+    if not 1 <= max_mapnr <= MAX_MAPNR:
+        raise FormatError("kdump", None, "max_mapnr", max_mapnr, f"1 to {MAX_MAPNR:#x}")
     bitmap_bytes, has_two = bitmap_span(main, max_mapnr)
     bitmap1 = (1 + main.sub_hdr_size) * main.block_size
     start, end = 0, max_mapnr

@@ -19,12 +19,14 @@ from stages.compressor.decode import DecodeError, Decoder, make_decoder
 from stages.reader.file_io import ImageFile
 from stages.reader.kdump_descriptors import DescArray, iter_problems, usable
 from stages.reader.read_errors import ReadErrors, reason_of
-from stages.reader.rows import PAST_END, RowReader
+from stages.reader.rows import PAST_END, ReadBatch, RowReader
 
 _SPAN_BYTES: Final = 1 << 20
 """Read at once at most, apart from the last page's end."""
 _MAX_GAP: Final = 1 << 14
 """Bytes read for nothing rather than starting another read: 3 us against 2 us and a seek."""
+_TOGETHER_BYTES: Final = 8 << 20
+"""Read over a line at once at most, apart from the last span."""
 LOST: Final = "lost: its descriptor is empty"
 
 
@@ -36,6 +38,8 @@ class PageDecoder:
         self._page_size = page_size
         self._errors = errors
         self._rows = RowReader(file, page_size, errors)
+        # Files behind a line take many reads at once; see `remote_file`.
+        self._read_batch: ReadBatch | None = getattr(file, "read_batch", None)
         self._decoders: dict[int, Decoder] = {}
 
     def decode(
@@ -85,9 +89,9 @@ class PageDecoder:
         stops = (table["offset"][order] + table["size"][order]).tolist()
         flags = table["flags"][order].tolist()
         rows = order.tolist()
-        for first, last in _plan_spans(starts, stops):
+        spans = _plan_spans(starts, stops)
+        for first, last, span in self._read_spans(spans, starts, stops):
             low = starts[first]
-            span = self._read_span(low, max(stops[first:last]))
             for at in range(first, last):
                 start, stop, row = starts[at], stops[at], rows[at]
                 try:
@@ -99,6 +103,36 @@ class PageDecoder:
                     self._errors.add([int(pfns[row])], why)
                 else:
                     flat[row * page_size : (row + 1) * page_size] = page
+
+    def _read_spans(
+        self, spans: Iterator[tuple[int, int]], starts: list[int], stops: list[int]
+    ) -> Iterator[tuple[int, int, memoryview | None]]:
+        """Each span with its bytes, None where they can't be read at once."""
+        if self._read_batch is None:
+            for first, last in spans:
+                yield first, last, self._read_span(starts[first], max(stops[first:last]))
+            return
+        waiting: list[tuple[int, int, memoryview]] = []
+        n_bytes = 0
+        for first, last in spans:
+            view = memoryview(bytearray(max(stops[first:last]) - starts[first]))
+            waiting.append((first, last, view))
+            n_bytes += len(view)
+            if n_bytes >= _TOGETHER_BYTES:
+                yield from self._fetch(waiting, starts)
+                waiting, n_bytes = [], 0
+        yield from self._fetch(waiting, starts)
+
+    def _fetch(
+        self, spans: list[tuple[int, int, memoryview]], starts: list[int]
+    ) -> Iterator[tuple[int, int, memoryview | None]]:
+        """The same for spans that are under way together."""
+        assert self._read_batch is not None
+        outcomes = self._read_batch(
+            [view for _, _, view in spans], [starts[first] for first, _, _ in spans]
+        )
+        for (first, last, view), outcome in zip(spans, outcomes, strict=True):
+            yield first, last, None if isinstance(outcome, OSError) else view[:outcome]
 
     def _piece(self, span: memoryview | None, low: int, start: int, stop: int) -> memoryview:
         """Bytes [start, stop) out of the span that begins at `low`, or on their own."""

@@ -16,12 +16,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 
 from stages.reader.file_io import ImageFile
 from stages.reader.remote_file import Outcome, Request
 from stages.reader.remote_link import Link
+
+_MANY: Final = 16
+"""From here on only one thread reads at a time. Each read of a page hands the interpreter over, and
+threads that take it from each other for every page pay 3 us for each instead of 1.4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class SlowTransport:
         self._file = file
         self._slowness = slowness
         self._lock = threading.Lock()
+        self._many = threading.Lock()
         self._slots = np.zeros(link.max_in_flight)
         """When each becomes free."""
         self._next_slot = 0
@@ -72,6 +78,12 @@ class SlowTransport:
         return out
 
     def _read(self, requests: Sequence[Request]) -> list[Outcome]:
+        if len(requests) < _MANY:
+            return self._read_all(requests)
+        with self._many:
+            return self._read_all(requests)
+
+    def _read_all(self, requests: Sequence[Request]) -> list[Outcome]:
         read_into = self._file.read_into
         try:
             return [read_into(view, off) for view, off in requests]

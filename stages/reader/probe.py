@@ -7,7 +7,9 @@ yes or no. Only the format that said yes is imported.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 from pipeline.errors import DumpError, UnsupportedError
 from stages.formats import elf, flattened, kdump
@@ -18,7 +20,7 @@ from stages.reader.read_errors import OnReadError
 _HEAD_BYTES: Final = 64
 
 
-class Probe(NamedTuple):
+class Probe(Struct, frozen=True):
     """A format: how its files start, and who opens them."""
 
     name: str

@@ -6,7 +6,9 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Callable
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
+
+from msgspec import Struct
 
 from pipeline.memory.extents import Extent
 
@@ -14,7 +16,7 @@ MAX_LISTED: Final = 1000
 """Runs of bad pages kept; all are counted."""
 
 
-class BadRun(NamedTuple):
+class BadRun(Struct, frozen=True):
     """Consecutive pages that could not be had, and why."""
 
     pages: Extent

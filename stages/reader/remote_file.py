@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import add, sub
 from typing import Final, Protocol
 
 from stages.reader.remote_link import Link
@@ -124,17 +125,17 @@ class RemoteFile:
         if not views:
             return []
         gap, part_bytes = self.link.gap_bytes, self.link.part_bytes
-        if _stand_alone(views, offs, gap, part_bytes):
-            return self._fetch(list(zip(views, offs, strict=True)))
+        sizes = list(map(len, views))
+        if _stand_alone(sizes, offs, gap, part_bytes):
+            return self._fetch(list(zip(views, offs, strict=True)), sum(sizes))
         groups = list(_join(views, offs, gap=gap, most=max(part_bytes, gap)))
         self.link.book_joined(len(views) - len(groups))
         return self._read_groups(groups, views, offs)
 
-    def _fetch(self, requests: list[Request]) -> list[Outcome]:
+    def _fetch(self, requests: list[Request], n_bytes: int) -> list[Outcome]:
         began = time.perf_counter()
         with self.link.waiting():
             out = self._transport.fetch(requests)
-        n_bytes = sum(len(view) for view, _ in requests)
         self.link.book_transfer(n_bytes, time.perf_counter() - began)
         return out
 
@@ -155,7 +156,7 @@ class RemoteFile:
             buffers.append(buffer)
             requests += _parts(buffer, group.start, self.link.part_bytes)
         firsts.append(len(requests))
-        outcomes = self._fetch(requests)
+        outcomes = self._fetch(requests, sum(map(len, buffers)))
         out: list[Outcome] = [0] * len(views)
         for at, group in enumerate(groups):
             mine = range(firsts[at], firsts[at + 1])
@@ -176,17 +177,12 @@ class RemoteFile:
         self._transport.close()
 
 
-def _stand_alone(
-    views: Sequence[memoryview], offs: Sequence[int], gap: int, part_bytes: int
-) -> bool:
+def _stand_alone(sizes: Sequence[int], offs: Sequence[int], gap: int, part_bytes: int) -> bool:
     """Whether reads ascend, and each is a request of its own: the usual case, met quickly."""
-    reach = -gap - 1
-    for view, off in zip(views, offs, strict=True):
-        n_bytes = len(view)
-        if off - reach <= gap or n_bytes > part_bytes:
-            return False
-        reach = off + n_bytes
-    return True
+    if max(sizes) > part_bytes:
+        return False
+    gaps = map(sub, offs[1:], map(add, offs, sizes))  # no loop of ours: 16,000 times in a pass 1
+    return min(gaps, default=gap + 1) > gap
 
 
 def _join(

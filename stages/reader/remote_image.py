@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UsageError
+from pipeline.errors import SinkError, UsageError
 from pipeline.memory.addresses import ByteArray, PfnArray
 from pipeline.memory.bitmap import PageBitmap
 from pipeline.memory.extents import ExtentSet
 from stages.reader.image import Image, ImageInfo
 from stages.reader.remote_file import RemoteFile
-from stages.reader.remote_link import Link
+from stages.reader.remote_link import Link, SourceError
 
 if TYPE_CHECKING:
     from pipeline.config.settings import Settings
+    from pipeline.config.targets import HttpSettings
     from stages.reader.http_transport import Sign
     from stages.reader.remote_file import Transport
 
 _HTTP_IN_FLIGHT: Final = 32
 """Connections: enough for 1.6 GB/s at 20 ms in parts of 1 MiB, and no server minds them."""
-_LOCAL_IN_FLIGHT: Final = 1024
-"""A device's queue: what NVMe takes, and the kernel's default nr_requests of a few disks."""
+_LOCAL_IN_FLIGHT: Final = 4096
+"""A device's queues: an NVMe disk takes 1,023 requests in each, and has one for each CPU."""
 _PART_BYTES: Final = 1 << 20
 SCHEMES: Final = ("http", "https", "s3")
 
@@ -127,45 +127,66 @@ def _transport(path: str, settings: Settings) -> Transport:
         return open_s3(path, settings.s3, settings.net, link, pause)
     from stages.reader.http_transport import HttpTransport
 
-    shown, url = _split_secrets(path)
-    sign = _bearer(settings.http.token_file)
-    return HttpTransport(shown, url, settings.net, link, sign, pause)
+    place = _split_url(path)
+    sign = _signer(place, settings.http)
+    return HttpTransport(place.shown, place.url, settings.net, link, sign, pause)
 
 
-def _split_secrets(url: str) -> tuple[str, str]:
-    """The URL for people, without its query, and the one to ask.
+class _Place(NamedTuple):
+    """A source's URL, taken apart."""
+
+    shown: str
+    """For people: without its query, which may be a secret."""
+    url: str
+    """To ask, encoded."""
+    host: str
+    user: str | None
+
+
+def _split_url(url: str) -> _Place:
+    """Take the URL of a source apart.
 
     Raises:
         UsageError: no host, or a password where every process list shows it.
     """
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError as error:
         raise UsageError(f"not a URL: {error}") from error
     if not host:
         raise UsageError(f"{parts.scheme}://: a source needs a host")
-    if "@" in parts.netloc:
-        raise UsageError(f"{parts.scheme}://{host}: passwords do not belong in a URL")
+    if parts.password is not None:
+        raise UsageError(
+            f"{parts.scheme}://{host}: a password must not stand in a URL; netrc is the place"
+        )
+    netloc = (f"[{host}]" if ":" in host else host) + ("" if port is None else f":{port}")
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
-    asked = urlunsplit((parts.scheme.lower(), parts.netloc, path, parts.query, ""))
-    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", "")), asked
+    asked = urlunsplit((parts.scheme.lower(), netloc, path, parts.query, ""))
+    shown = urlunsplit((parts.scheme, netloc, parts.path, "", ""))
+    return _Place(shown, asked, host, unquote(parts.username) if parts.username else None)
 
 
-def _bearer(token_file: str | None) -> Sign:
-    """Signs with a bearer token where the environment or the settings have one."""
-    from stages.reader.http_transport import unsigned
+def _signer(place: _Place, http: HttpSettings) -> Sign:
+    """Says who we are to the server that the URL names, and to no other that it sends us to.
 
-    token = os.environ.get("DUMPSTREAM_HTTP_TOKEN")
-    token_file = os.environ.get("DUMPSTREAM_HTTP_TOKEN_FILE") or token_file
-    if not token and token_file:
-        try:
-            with Path(token_file).open(encoding="ascii") as file:
-                token = file.read(1 << 16).strip()
-        except (OSError, ValueError) as error:
-            raise UsageError(f"http.token_file: {token_file}: {error}") from error
-    if not token:
+    Raises:
+        SourceError: a file of secrets that was named cannot be read, or holds nothing of use.
+    """
+    from stages.reader.http_transport import origin_of, unsigned
+    from stages.sink.http_auth import authorization
+    from stages.sink.http_url import HttpTarget
+
+    target = HttpTarget(place.shown, place.host, place.user, "")
+    try:
+        found = authorization(target, os.environ, token_file=http.token_file, netrc_file=http.netrc)
+    except SinkError as error:  # the same files serve targets
+        raise SourceError(str(error)) from error
+    if not found:
         return unsigned
-    if not token.isascii() or not token.isprintable():
-        raise UsageError("the bearer token has characters that no header can carry")
-    return lambda _url, headers: {**headers, "Authorization": f"Bearer {token}"}
+    if not target.is_secure:
+        from pipeline.obs.log import log_event
+
+        log_event("credentials_in_clear", "warning", source=place.shown)
+    home = origin_of(place.url)
+    return lambda url, headers: {**headers, **found} if origin_of(url) == home else {**headers}

@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from stages.reader.http_transport import HttpTransport
+from stages.reader.http_transport import HttpTransport, origin_of
+from stages.reader.remote_link import SourceError
 from stages.sink.s3_credentials import S3Signer
 from stages.sink.s3_location import find_place, parse_s3_url
 
@@ -35,8 +36,11 @@ def open_s3(
     name = parse_s3_url(url)
     signer = S3Signer(str(name), s3.profile)
     place = find_place(name.bucket, s3, os.environ, signer.load())
+    home = origin_of(place.url(name.key))
 
     def sign(at: str, headers: Mapping[str, str]) -> dict[str, str]:
+        if origin_of(at) != home:
+            raise SourceError(f"{name}: redirected to another host, which gets no credentials")
         return signer.sign("GET", at, headers, _EMPTY_SHA256, place.region)
 
     return HttpTransport(str(name), place.url(name.key), net, link, sign, pause)

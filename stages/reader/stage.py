@@ -7,10 +7,9 @@ twice). Otherwise the reader reads them here, in a thread, and the batch brings 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import anyio.to_thread
 import numpy as np
+from msgspec import Struct
 
 from pipeline.flow.channel import Outbox
 from pipeline.flow.items import EndOfDump, PageBatch, Totals
@@ -19,8 +18,7 @@ from stages.reader.batches import plan_batches
 from stages.reader.image import Image
 
 
-@dataclass(frozen=True, slots=True)
-class ReaderStage:
+class ReaderStage(Struct, frozen=True):
     """Source[PageBatch]."""
 
     image: Image

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 
 from pipeline.errors import NonCanonicalError, NotPresentError, TranslationError
 from stages.arch.paging import ADDRESS_LIMIT, ENTRY_BYTES, EntryKind, Level, PagingForm
@@ -18,8 +18,7 @@ _PROBLEMS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class WalkStep:
+class WalkStep(Struct, frozen=True):
     """One entry that was looked at.
 
     Attributes:
@@ -39,8 +38,7 @@ class WalkStep:
     flags: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
+class Walk(Struct, frozen=True):
     """All steps for one address. `paddr` is None when it maps nothing, and `problem` says why."""
 
     vaddr: int

@@ -48,6 +48,19 @@ class VirtualMemory:
         self.byte_order = byte_order
         self._pages = pages
 
+    async def expect(self, vaddr: int, n_bytes: int) -> None:
+        """Have `n_bytes` from `vaddr` on fetched ahead, as far as they are mapped.
+
+        A hint: does nothing where pages are there at once, and may be dropped elsewhere.
+        """
+        hint = getattr(self._pages, "hint", None)
+        if hint is None:
+            return
+        first, last = vaddr // self.page_size, (vaddr + n_bytes - 1) // self.page_size
+        vaddrs = np.arange(first, last + 1, dtype=np.uint64) * np.uint64(self.page_size)
+        paddrs, mapped = await self.translator.translate(vaddrs)
+        hint(paddrs[mapped] // np.uint64(self.page_size))
+
     async def read(self, vaddr: int, n_bytes: int) -> bytes:
         """`n_bytes` from `vaddr` on.
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.errors import FormatError
 from pipeline.memory.addresses import AddrArray, BoolArray
+from pipeline.memory.arrays import distinct
 from stages.arch.layout import DirectWindow
 from stages.arch.paging import ENTRY_BYTES, EntryKind, PagingForm, Window
 from stages.cache.pages import PageReader
@@ -105,7 +106,7 @@ class KernelSpace:
             at = bases[:, None] + slots * np.uint64(ENTRY_BYTES)
             entries, good = await self._tables.entries(at.reshape(-1))
             kinds, addrs, _ = self.form.decode(depth, entries)
-            bases = np.unique(addrs[good & (kinds == EntryKind.TABLE)])[-MAX_EXPECTED:]
+            bases = distinct(addrs[good & (kinds == EntryKind.TABLE)])[-MAX_EXPECTED:]
             if not len(bases):
                 return
             self._tables.expect(bases)

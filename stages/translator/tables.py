@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pipeline.memory.addresses import AddrArray, BoolArray
@@ -22,8 +22,7 @@ def run_starts(values: AddrArray) -> NDArray[np.intp]:
     return np.concatenate((np.zeros(min(len(values), 1), dtype=np.intp), starts))
 
 
-@dataclass(frozen=True, slots=True)
-class TableReader:
+class TableReader(Struct, frozen=True):
     """Entries by physical address. `entry_order` is ``<`` or ``>``."""
 
     pages: PageReader | TablePages

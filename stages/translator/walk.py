@@ -13,10 +13,10 @@ Slots that met their leaf, or failed, hand that down to the slots below them unc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pipeline.memory.addresses import AddrArray, BoolArray
@@ -46,8 +46,7 @@ class Walked(NamedTuple):
         return mapped
 
 
-@dataclass(slots=True)
-class _Front:
+class _Front(Struct):
     """One slot for each distinct entry of a level, in ascending order of address."""
 
     base: AddrArray

@@ -80,6 +80,33 @@ class TestGoodServer:
             assert await read(url, 5, 100) == CONTENT[5:105]
         assert troubles == []
 
+    async def test_place_that_expires_is_asked_for_again(self) -> None:
+        """A signed place is good for a while; after that the first URL gives a new one."""
+        asked: list[str] = []
+
+        async def answer(request: Request) -> Response:
+            asked.append(request.path)
+            if request.path == "/vmcore":
+                return Response(302, headers={"location": f"/signed-{len(asked)}"})
+            return Response(403) if asked.count(request.path) > 1 else part(request)
+
+        async with web_server(answer) as url:
+            assert await read(f"{url}/vmcore", 5, 100) == CONTENT[5:105]
+
+        assert asked == ["/vmcore", "/signed-1", "/signed-1", "/vmcore", "/signed-4"]
+
+    async def test_place_that_stays_forbidden(self) -> None:
+        """The first URL is asked once more, and then the answer is the answer."""
+
+        async def answer(request: Request) -> Response:
+            if request.path == "/vmcore":
+                return Response(302, headers={"location": "/signed"})
+            return Response(403)
+
+        async with web_server(answer) as url:
+            with pytest.raises(SourceError, match="HTTP 403"):
+                await read(f"{url}/vmcore", 5, 100)
+
     async def test_redirection_is_followed_once(self) -> None:
         """Later requests go straight to where the first was sent."""
         paths: list[str] = []
