@@ -21,14 +21,19 @@ COLORS = {"prefetch off": "#c0392b", "prefetch on": "#1f6feb"}
 
 
 def measure(image: str, rounds: int) -> dict[str, list[float]]:
-    """Median seconds for each delay; a delay of none is the plain file, for both."""
+    """Median seconds for each delay; a delay of none is the plain file, for both.
+
+    First what needs a quiet machine. Without prefetching nearly all is waiting: once is enough.
+    """
     plain = statistics.median(pass_1(image) for _ in range(rounds))
     times: dict[str, list[float]] = {name: [plain] for name in COLORS}
     for delay in DELAYS_MS[1:]:
         on = [pass_1(image, f"{DELAY}={delay}") for _ in range(rounds)]
         times["prefetch on"].append(statistics.median(on))
+        print(f"{delay} ms, prefetch on: {times['prefetch on'][-1]:.3f} s", flush=True)
+    for delay in DELAYS_MS[1:]:
         times["prefetch off"].append(pass_1(image, f"{DELAY}={delay}", "cache.prefetch=false"))
-        print(delay, times["prefetch on"][-1], times["prefetch off"][-1], flush=True)
+        print(f"{delay} ms, prefetch off: {times['prefetch off'][-1]:.3f} s", flush=True)
     return times
 
 

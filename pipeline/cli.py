@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     try:
-        arguments = make_parser().parse_args(words)
+        arguments = make_parser(words[0] if words else None).parse_args(words)
     except SystemExit as end:  # help and version are out, or the usage error is
         return end.code if isinstance(end.code, int) else EXIT_DONE
     if sys.stdout is None and not _writes_a_file(arguments):

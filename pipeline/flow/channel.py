@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
 import anyio
 import anyio.lowlevel
+from msgspec import Struct
 
 from pipeline.flow.wakeup import Wakeup
 
@@ -31,8 +31,7 @@ T_contra = TypeVar("T_contra", contravariant=True, bound=Weighted)
 T_co = TypeVar("T_co", covariant=True, bound=Weighted)
 
 
-@dataclass(slots=True)
-class ChannelStats:
+class ChannelStats(Struct):
     """What a channel saw during a run."""
 
     name: str

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from pipeline.memory.addresses import PfnArray
@@ -23,8 +23,7 @@ class PageState(IntEnum):
     """Should be there and could not be read: EIO, or past the end of a cut file."""
 
 
-@dataclass(slots=True)
-class PageBatch:
+class PageBatch(Struct):
     """Pages to copy, in ascending pfn order.
 
     Attributes:
@@ -54,8 +53,7 @@ class PageBatch:
         return held if self.data is None else held + self.data.nbytes
 
 
-@dataclass(slots=True)
-class CodedBatch:
+class CodedBatch(Struct):
     """Encoded pages in ascending pfn order, and where each lies inside `data`.
 
     Attributes:
@@ -112,8 +110,7 @@ class HeadOrder(IntEnum):
     """Parts in any order: once, when everything else is there."""
 
 
-@dataclass(slots=True)
-class Chunk:
+class Chunk(Struct):
     """Bytes for one place of the output.
 
     Chunks of one kind come in ascending offsets without gaps (two append-only cursors); only HEAD
@@ -130,8 +127,7 @@ class Chunk:
         return len(self.data)
 
 
-@dataclass(slots=True, frozen=True)
-class Outline:
+class Outline(Struct, frozen=True):
     """What is known of the output before its first byte; the first item that a sink receives.
 
     Attributes:
@@ -147,8 +143,7 @@ class Outline:
         return 0
 
 
-@dataclass(slots=True)
-class Totals:
+class Totals(Struct):
     """What went through; the books must balance at the end of a run."""
 
     n_pages: int = 0
@@ -163,8 +158,7 @@ class Totals:
     """The first few runs of missing pfns, half open, for the log."""
 
 
-@dataclass(slots=True)
-class EndOfDump:
+class EndOfDump(Struct):
     """The last item. A channel that closes without it was torn by a failure upstream."""
 
     totals: Totals
@@ -174,8 +168,7 @@ class EndOfDump:
         return 0
 
 
-@dataclass(slots=True, frozen=True)
-class Receipt:
+class Receipt(Struct, frozen=True):
     """What a sink has after the end; nothing has its final name before the commit."""
 
     target: str

@@ -1,6 +1,6 @@
 """The stage contract: three small protocols, generic in what they take and give.
 
-A stage is a frozen dataclass of settings and collaborators; all state of a run lives inside `run`.
+A stage is a frozen Struct of settings and collaborators; all state of a run lives inside `run`.
 The runner opens the channels, owns their ends, and is the only one to unwrap exception groups.
 """
 

@@ -139,9 +139,7 @@ class PageBitmap:
         stop = min(stop, self.n_pages)
         if start >= stop:
             return 0
-        for index in range(start // BLOCK_PAGES, (stop - 1) // BLOCK_PAGES + 1):
-            if index not in self._blocks:
-                continue
+        for index in self.busy_blocks(start // BLOCK_PAGES, (stop - 1) // BLOCK_PAGES + 1):
             base = index * BLOCK_PAGES
             bits = self.block(index)
             part = bits[max(start - base, 0) : stop - base]
@@ -152,6 +150,15 @@ class PageBitmap:
 
     def block_count(self, index: int) -> int:
         return self._counts.get(index, 0)
+
+    def busy_blocks(self, start: int, stop: int) -> list[int]:
+        """Blocks of [start, stop) in which any bit is set, ascending.
+
+        Looks at every block of the range or at all that are not empty, whichever are fewer.
+        """
+        if stop - start <= len(self._blocks):
+            return [index for index in range(start, stop) if index in self._blocks]
+        return sorted(index for index in self._blocks if start <= index < stop)
 
     def count(self) -> int:
         """Set bits in all."""

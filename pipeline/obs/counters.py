@@ -9,15 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     from pipeline.flow.channel import ChannelStats
 
 
-@dataclass(slots=True)
-class CacheCounts:
+class CacheCounts(Struct):
     """Hits, misses and evictions in pages; prefetches in blocks of the cache.
 
     What concerns the source is about the whole run, whichever path a read took, and is only known
@@ -49,8 +49,7 @@ class CacheCounts:
         return self.hits / max(self.hits + self.misses, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """The counters that progress shows, at one moment."""
 
     phase: str
@@ -65,8 +64,7 @@ class Snapshot:
     """Since the phase began."""
 
 
-@dataclass(slots=True)
-class RunCounters:
+class RunCounters(Struct):
     """Counts of a whole run, unless a field says otherwise.
 
     Attributes:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import os
 import select
-from dataclasses import replace
 from typing import Final, Literal, TextIO, TypeAlias
 
 import anyio
+from msgspec.structs import replace
 
 from pipeline.memory.sizes import show_size
 from pipeline.obs.counters import RunCounters, Snapshot

@@ -10,15 +10,15 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 SAMPLE_INTERVAL_S: Final = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class PeakMemory:
+class PeakMemory(Struct, frozen=True):
     """Bytes; None where the kernel does not tell.
 
     Attributes:
@@ -79,11 +79,11 @@ class MemorySampler:
         return total
 
     async def watch(self) -> None:
-        """Sample until cancelled."""
-        import anyio
+        """Sample until cancelled, in a thread: nobody has to wait for the kernel's walks."""
+        import anyio.to_thread
 
         while True:
-            self.sample()
+            await anyio.to_thread.run_sync(self.sample)
             await anyio.sleep(SAMPLE_INTERVAL_S)
 
     def peak(self) -> PeakMemory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +39,7 @@ def build_stats(
         "seconds_by_stage": _rounded(counters.stage_seconds),
         "seconds_by_worker": _rounded({str(k): v for k, v in counters.worker_seconds.items()}),
         "cache": {
-            **dataclasses.asdict(counters.cache),
+            **msgspec.structs.asdict(counters.cache),
             "hit_ratio": round(counters.cache.hit_ratio, 6),
         },
         "channels": [_channel(each) for each in counters.channels],
@@ -95,4 +94,4 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
 
 def _channel(stats: ChannelStats) -> dict[str, object]:
     fill = stats.peak_bytes / stats.capacity_bytes
-    return {**dataclasses.asdict(stats), "peak_fill": round(fill, 3)}
+    return {**msgspec.structs.asdict(stats), "peak_fill": round(fill, 3)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TextIO
+
+from msgspec import Struct
 
 from pipeline.memory.sizes import show_size
 from pipeline.obs.counters import RunCounters
@@ -12,8 +13,7 @@ from pipeline.obs.plain import printable
 from pipeline.obs.rss import PeakMemory
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What came of the run.
 
     Attributes:

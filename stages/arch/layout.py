@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from stages.arch.paging import PagingForm, Window
 from stages.reader.image import ImageInfo
@@ -17,7 +18,7 @@ class DirectWindow(NamedTuple):
     paddr: int
 
 
-class LinearMap(NamedTuple):
+class LinearMap(Struct, frozen=True):
     """The direct map of physical memory, as VMCOREINFO states it: `vaddr` lies at `paddr`.
 
     `paddr` is taken modulo 2**64, for a map that starts before memory does.
@@ -27,8 +28,7 @@ class LinearMap(NamedTuple):
     paddr: int
 
 
-@dataclass(frozen=True, slots=True)
-class KernelLayout:
+class KernelLayout(Struct, frozen=True):
     """A guess at where the kernel's page tables are.
 
     Attributes:

@@ -18,11 +18,12 @@ So a new architecture is a new form, and no new walker.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final, NamedTuple
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pipeline.memory.addresses import AddrArray, BoolArray
@@ -43,7 +44,7 @@ class EntryKind(IntEnum):
     """The table is not in the image; never from `decode`, which sees only what was read."""
 
 
-class BitTest(NamedTuple):
+class BitTest(Struct, frozen=True):
     """Holds where `entry & mask` equals `value`; with `negated`, where it does not."""
 
     mask: int
@@ -58,14 +59,14 @@ class BitTest(NamedTuple):
 ALWAYS: Final = BitTest(0, 0)
 
 
-class BitField(NamedTuple):
+class BitField(Struct, frozen=True):
     """A piece of an address: entry bits `mask`, moved left by `shift`."""
 
     mask: int
     shift: int = 0
 
 
-class Leaf(NamedTuple):
+class Leaf(Struct, frozen=True):
     """A kind of entry that maps memory: the 2**span_bits bytes around the address asked for."""
 
     test: BitTest
@@ -75,8 +76,7 @@ class Leaf(NamedTuple):
     """Bits that make such an entry invalid."""
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(Struct, frozen=True):
     """One kind of table. `leaves` are tried in order; `table` is empty where no table can follow.
 
     The table has 2**bits entries, and each stands for 2**shift bytes of addresses.
@@ -120,8 +120,7 @@ def _assemble(entries: AddrArray, fields: tuple[BitField, ...]) -> AddrArray:
     return out
 
 
-@dataclass(frozen=True, slots=True)
-class PagingForm:
+class PagingForm(Struct, frozen=True):
     """Everything a walker needs to know.
 
     Attributes:
@@ -190,10 +189,10 @@ class PagingForm:
             return self
 
         def strip(fields: tuple[BitField, ...]) -> tuple[BitField, ...]:
-            return tuple(field._replace(mask=field.mask & ~bits) for field in fields)
+            return tuple(replace(field, mask=field.mask & ~bits) for field in fields)
 
         def strip_leaf(leaf: Leaf) -> Leaf:
-            return leaf._replace(address=strip(leaf.address), reserved=leaf.reserved & ~bits)
+            return replace(leaf, address=strip(leaf.address), reserved=leaf.reserved & ~bits)
 
         return replace(
             self,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from pipeline.errors import UnsupportedError
 from stages.arch import aarch64, loongarch64, ppc64, riscv64, s390x, x86_64
@@ -18,8 +19,7 @@ def _none(image: ImageInfo) -> Iterator[int]:
     return iter(())
 
 
-@dataclass(frozen=True, slots=True)
-class Arch:
+class Arch(Struct, frozen=True):
     """What differs from one architecture to the next."""
 
     name: str

@@ -13,10 +13,10 @@ Headers are found through their offsets, never by position (QEMU puts section he
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from msgspec import Struct
 
 from pipeline.errors import FormatError, TruncatedError, UnsupportedError
 
@@ -46,8 +46,7 @@ _NAMES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ElfForm:
+class ElfForm(Struct, frozen=True):
     """Word size and byte order of a file, and the layouts that follow from them."""
 
     bits: int

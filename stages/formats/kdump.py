@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from enum import IntFlag
 from typing import Final, NamedTuple
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pipeline.errors import FormatError
 from stages.formats.elf import Buffer, ByteOrder
@@ -37,6 +38,8 @@ UTSNAME_FIELD: Final = 65
 OLDEST_VERSION: Final = 1
 """Version 0 has no dump_level, and makedumpfile refuses it too."""
 NEWEST_VERSION: Final = 6
+MAX_MAPNR: Final = 1 << 38
+"""Page frames; 1 PiB in small pages. Each bitmap then has 32 GiB, most of it empty."""
 _MAX_U32: Final = (1 << 32) - 1
 
 PAGE_DESC: Final = np.dtype(
@@ -166,8 +169,7 @@ def bitmap_span(header: MainHeader, max_mapnr: int) -> tuple[int, bool]:
     raise FormatError("kdump", 436, "bitmap_blocks", header.bitmap_blocks, wanted)
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(Struct, frozen=True):
     """Word size and byte order of the machine a dump is from."""
 
     bits: int
@@ -207,8 +209,7 @@ def utsname_strings(utsname: bytes) -> tuple[str, ...]:
     return tuple(field.split(b"\0", 1)[0].decode("ascii", "replace") for field in fields)
 
 
-@dataclass(frozen=True, slots=True)
-class KdumpLayout:
+class KdumpLayout(Struct, frozen=True):
     """Where everything of a dump lies, as soon as pass 1 has counted the pages.
 
     Attributes:
@@ -270,8 +271,7 @@ class KdumpLayout:
         return self.descriptors_start + PAGE_DESC.itemsize * self.n_dumped
 
 
-@dataclass(frozen=True, slots=True)
-class KdumpHead:
+class KdumpHead(Struct, frozen=True):
     """What a dump says about itself; always written as header version 6.
 
     Attributes:

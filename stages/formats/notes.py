@@ -16,8 +16,9 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
+
+from msgspec import Struct
 
 from stages.formats.elf import ByteOrder
 
@@ -34,7 +35,7 @@ _NOT_ZERO: Final = re.compile(rb"[^\0]")
 _MACHINE_OF_PRSTATUS: Final = {336: "x86_64", 392: "aarch64", 376: "riscv64"}
 
 
-class Note(NamedTuple):
+class Note(Struct, frozen=True):
     """One note; `desc_off` is relative to the bytes that were walked."""
 
     name: bytes  # without its NUL
@@ -43,8 +44,7 @@ class Note(NamedTuple):
     desc_size: int
 
 
-@dataclass(slots=True)
-class NoteFacts:
+class NoteFacts(Struct):
     """What the notes of an image say about it. The first note of a kind wins."""
 
     nr_cpus: int = 0

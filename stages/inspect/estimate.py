@@ -40,9 +40,17 @@ _GROUPS: Final = {
 }
 
 
+_ELF_LOADS: Final = 65533
+_ELF_LOAD_BYTES: Final = 56
+"""An ELF dump has room for so many program headers, or for one for every two pages."""
+
+
 @dataclass(frozen=True, slots=True)
 class LevelEstimate:
-    """Of one dump level; `n_bytes` by codec, `seconds` of one CPU's compression by codec."""
+    """Of one dump level; `n_bytes` by codec, `seconds` of one CPU's compression by codec.
+
+    Both have the codecs that were asked for, and ``elf`` for an ELF dump if ``none`` was.
+    """
 
     level: int
     n_pages: int
@@ -193,6 +201,11 @@ def _level(
         for codec in sampler.codecs
     }
     seconds = {codec: sampler.total(n_by_group, "seconds", codec) for codec in sampler.codecs}
+    if "none" in n_bytes:
+        room = min(n_pages // 2, _ELF_LOADS) * _ELF_LOAD_BYTES
+        stored = round(sampler.total(n_by_group, "sizes", "none"))
+        n_bytes["elf"] = len(image.info.notes) + room + stored
+        seconds["elf"] = seconds["none"]
     return LevelEstimate(level, n_pages, n_bytes, seconds)
 
 

@@ -11,8 +11,9 @@ for as many as there may be, and what is not needed stays PT_NULL::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from stages.formats.elf import (
     EF_INCOMPLETE,
@@ -32,8 +33,7 @@ _EV_CURRENT: Final = 1
 _WORD: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class ElfLayout:
+class ElfLayout(Struct, frozen=True):
     """Attributes:
     n_slots: program headers that there is room for, PT_NOTE not counted.
     """

@@ -69,7 +69,9 @@ def plan_elf(
     layout = ElfLayout(form, e_machine, page_size, n_slots, len(notes))
     end = layout.pages_start + n_kept * page_size
     if end > form.ones:
-        raise UnsupportedError(f"a {form.bits}-bit ELF dump of {end} bytes")
+        raise UnsupportedError(
+            f"a {form.bits}-bit ELF dump cannot hold {end} bytes, only {form.ones}"
+        )
     return ElfWriter(
         layout=layout,
         notes=notes,
@@ -90,7 +92,10 @@ def _form(info: ImageInfo) -> tuple[ElfForm, int]:
         return info.elf
     e_machine = _E_MACHINES.get(info.machine)
     if e_machine is None:
-        raise UnsupportedError(f"an ELF dump of a machine called {info.machine!r}")
+        raise UnsupportedError(
+            f"an ELF dump of a machine called {info.machine!r} cannot be written: its number in "
+            "ELF is not known"
+        )
     return ELF64_LE, e_machine
 
 
@@ -156,6 +161,6 @@ def _runs(kept: PageBitmap, page_size: int) -> tuple[PfnArray, PfnArray]:
 
 def _too_many(n_segments: int) -> UnsupportedError:
     return UnsupportedError(
-        f"an ELF dump of {n_segments} segments or more: what is left out is too scattered for the "
-        f"{MAX_LOADS} that readers take; the kdump format has no such limit"
+        f"an ELF dump would have {n_segments} segments or more, too many for the {MAX_LOADS} that "
+        "readers take: what is left out is too scattered; the kdump format has no such limit"
     )

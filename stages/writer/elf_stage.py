@@ -11,11 +11,11 @@ segments that this makes; where room gets scarce, only long runs of them are.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from pipeline.errors import PageCountError, TornStreamError
@@ -44,8 +44,7 @@ _LEAST_GAP_STEP: Final = 16
 """Zero pages that a gap must have, to the power of how often the spare segments were halved."""
 
 
-@dataclass(frozen=True, slots=True)
-class ElfWriter:
+class ElfWriter(Struct, frozen=True):
     """Stage[CodedBatch, Chunk]; batches are not compressed and share no bytes.
 
     Attributes:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
+from pipeline.errors import MissingInfoError
 from pipeline.flow.channel import Outbox
 from pipeline.flow.items import Chunk, ChunkKind, EndOfDump, Outline, Totals
 from stages.inspect.dmesg import read_log
 from stages.translator.kernel import Kernel
 
 
-@dataclass(frozen=True, slots=True)
-class LogSource:
-    """Source[Chunk]: text, as `dumpstream dmesg` prints it, and no dump."""
+class LogSource(Struct, frozen=True):
+    """Source[Chunk]: text, as `dumpstream dmesg` prints it, and no dump.
+
+    It has no head: an outline whose data starts at 0 is what tells sinks so.
+    """
 
     kernel: Kernel
     name: str = "log"
 
     async def run(self, outbox: Outbox[Outline | Chunk | EndOfDump]) -> None:
         text = b"".join([piece async for piece in read_log(self.kernel)])
+        if not text:
+            raise MissingInfoError("every record of the kernel log", "a target that takes the log")
         await outbox.send(Outline(0, len(text)))
-        if text:
-            await outbox.send(Chunk(ChunkKind.DATA, 0, text))
+        await outbox.send(Chunk(ChunkKind.DATA, 0, text))
         await outbox.send(EndOfDump(Totals()))

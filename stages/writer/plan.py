@@ -9,8 +9,14 @@ from pipeline.obs.log import log_event
 from stages.arch.select import BIG_ENDIAN
 from stages.compressor.codecs import codec_named
 from stages.filter.stage import FilterResult
-from stages.formats.kdump import UTSNAME_BYTES, UTSNAME_FIELD, KdumpHead, KdumpLayout
-from stages.reader.image import Image
+from stages.formats.kdump import (
+    MAX_MAPNR,
+    UTSNAME_BYTES,
+    UTSNAME_FIELD,
+    KdumpHead,
+    KdumpLayout,
+)
+from stages.reader.image import Image, ImageInfo
 from stages.translator.kernel import Kernel
 from stages.writer.stage import KdumpWriter
 
@@ -32,11 +38,11 @@ async def plan_kdump(
     level 0 and 1 work on anything.
 
     Raises:
-        UnsupportedError: a big-endian machine, whose dumps have big-endian fields.
+        UnsupportedError: a big-endian or 32-bit machine, whose dumps have fields of its kind; or
+            memory so far up that the bitmaps would be larger than any dump.
     """
-    if image.info.machine in BIG_ENDIAN:
-        raise UnsupportedError(f"writing kdump-compressed dumps of {image.info.machine} machines")
     info = image.info
+    _require_kdump(info, chosen.max_mapnr)
     flag = int(codec_named(codec).flag)
     layout = KdumpLayout(
         block_size=info.page_size,
@@ -70,6 +76,22 @@ async def plan_kdump(
         descriptor_bytes=descriptor_bytes,
         counters=counters,
     )
+
+
+def _require_kdump(info: ImageInfo, max_mapnr: int) -> None:
+    bits = 64 if info.elf is None else info.elf[0].bits
+    if info.machine in BIG_ENDIAN or bits != 64:
+        what = f"big-endian machines ({info.machine})"
+        if bits != 64:
+            what = f"{bits}-bit machines ({info.machine})"
+        raise UnsupportedError(
+            f"kdump-compressed dumps of {what} cannot be written; --format elf writes them as ELF"
+        )
+    if max_mapnr > MAX_MAPNR:
+        raise UnsupportedError(
+            f"a kdump-compressed dump cannot hold memory up to {max_mapnr * info.page_size:#x}, "
+            f"only up to {MAX_MAPNR * info.page_size:#x}; --format elf can"
+        )
 
 
 async def _utsname(image: Image, kernel: Kernel | None) -> bytes:

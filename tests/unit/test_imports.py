@@ -1,4 +1,4 @@
-"""Imports point one way: stages know the frame, and one module of the frame knows stages."""
+"""Imports point one way: stages know the frame, and one package of the frame knows stages."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def allowed(module: str, imported: str, *, typing: bool) -> bool:
     ):
         return True
     if imported.startswith("stages"):
-        return module.startswith("stages") or module == ASSEMBLY
+        return module.startswith("stages") or f"{module}.".startswith(f"{ASSEMBLY}.")
     if imported.startswith("pipeline") and module.startswith("stages"):
         return imported.startswith(BELOW_STAGES)
     return not imported.startswith(("tests", "bench"))

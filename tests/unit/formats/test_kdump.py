@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from pipeline.errors import FormatError
 from stages.formats import kdump
@@ -169,7 +169,7 @@ def head(**changes: object) -> KdumpHead:
         vmcoreinfo=(3000, 2000),
         eraseinfo=b"erase x size 4\n",
     )
-    return replace(plain, **changes)  # type: ignore[arg-type]  # field values by name
+    return replace(plain, **changes)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ async def test_sizes_are_those_of_a_dump() -> None:
     head = level.n_bytes["none"] - 3000 * PAGE_SIZE
     assert 4000 * 24 < head < 4000 * 24 + 10 * PAGE_SIZE
     assert level.n_bytes["zstd"] < level.n_bytes["none"] // 20
+    assert level.n_bytes["elf"] == 3000 * PAGE_SIZE + 2000 * 56 + len(image.info.notes)
     assert found.n_sampled == 4000
 
 
@@ -93,7 +94,9 @@ async def test_times_follow_the_slower_of_link_and_codec() -> None:
     found.target = TargetFacts("s3://b/k", bytes_per_s=1e6)
 
     seconds = found.levels[0].n_bytes["none"] / 1e6
-    assert f"level 1: none {seconds:.0f} s with one CPU to compress" in list(found.lines())
+    elf = found.levels[0].n_bytes["elf"] / 1e6
+    said = f"level 1: none {seconds:.0f} s, elf {elf:.0f} s with one CPU to compress"
+    assert said in list(found.lines())
 
 
 @pytest.mark.parametrize("name", ["new", "."])
