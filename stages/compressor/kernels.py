@@ -58,7 +58,7 @@ class RawEncoder:
 
 
 class PieceEncoder:
-    """Any codec that offers one call a page returning bytes (snappy, zlib, LZO's fallback)."""
+    """Any codec that offers one call a page returning bytes (zlib, LZO's fallback)."""
 
     in_place = False
 
@@ -154,9 +154,9 @@ def make_encoder(codec: str, level: int, page_size: int) -> BatchEncoder:
     if codec == "zlib":
         return _zlib_encoder(level)
     if codec == "snappy":
-        import cramjam
+        from stages.compressor.snappy import SnappyEncoder
 
-        return PieceEncoder("snappy", cramjam.snappy.compress_raw)
+        return SnappyEncoder(page_size)
     if codec == "lzo":
         if load_lzo2(ctypes.PyDLL) is not None:
             return LzoEncoder(page_size)
