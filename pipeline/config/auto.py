@@ -30,7 +30,13 @@ from pipeline.config.resolved import (
 from pipeline.config.settings import KIB, MIB, DumpSettings, Settings
 from pipeline.config.target_buffers import TargetBuffer, fit_targets, most_demanding
 from pipeline.config.wishes import MAX_READ_AHEAD, make_wish, size_or
-from pipeline.config.workers import LEVELS, MAX_AUTO_WORKERS, MODE_BY_CODEC, choose_level
+from pipeline.config.workers import (
+    LEVELS,
+    MAX_AUTO_WORKERS,
+    MODE_BY_CODEC,
+    choose_level,
+    choose_sharing,
+)
 from pipeline.memory.sizes import show_size
 
 __all__ = ["LEVELS", "MAX_AUTO_WORKERS", "MODE_BY_CODEC", "resolve"]
@@ -119,7 +125,7 @@ def _assemble(
         mode=sizes.mode,
         batch_pages=sizes.batch_pages,
         channel_bytes=sizes.compressor_channel,
-        share_identical=settings.compressor.share_identical,
+        share_identical=choose_sharing(settings, reasons),
         slots_per_worker=division.SLOTS_PER_WORKER,
         slot_bytes=sizes.slot_bytes,
     )

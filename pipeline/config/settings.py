@@ -122,7 +122,7 @@ class CompressorSettings(Struct, frozen=True, forbid_unknown_fields=True):
     batch_pages: BatchPages | Auto = "auto"
     channel_bytes: ChannelBytes | Auto = "auto"
     """Encoded batches waiting for the writer."""
-    share_identical: bool = True
+    share_identical: bool | Auto = "auto"
     """Identical pages of a batch share their bytes."""
 
 

@@ -109,6 +109,19 @@ def choose_workers(
     return workers
 
 
+def choose_sharing(settings: Settings, reasons: Reasons) -> bool:
+    """Whether copies of a page are looked for: 3 % of a run at level 31 without compression."""
+    wanted = settings.compressor.share_identical
+    if wanted != "auto":
+        return wanted
+    shares = settings.compressor.codec != "none"
+    why = "finding copies costs less than compressing them"
+    if not shares:
+        why = "finding copies costs more than writing them"
+    reasons.say("compressor.share_identical", shares, why)
+    return shares
+
+
 def choose_level(settings: Settings, reasons: Reasons) -> int:
     codec, wanted = settings.compressor.codec, settings.compressor.level
     low, high, auto = LEVELS[codec]

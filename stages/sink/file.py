@@ -93,15 +93,23 @@ class FileSink:
         self._file.claim()
 
     async def run(self, inbox: Inbox[Outline | Chunk | EndOfDump]) -> Receipt:
+        async with anyio.create_task_group() as beside:
+            if self._file.fsync:
+                self._flush = EarlyFlush(self._file.fd)
+                beside.start_soon(self._flush.run)
+            await self._write_all(inbox)
+            beside.cancel_scope.cancel()
+        return await self._finish()
+
+    async def _write_all(self, inbox: Inbox[Outline | Chunk | EndOfDump]) -> None:
         async for item in inbox:
             if isinstance(item, EndOfDump):
-                return await self._finish()
+                return
             if isinstance(item, Outline):
                 # Descriptors lie before the data: with room set aside for them, a disk that gets
                 # full costs the data that did not fit, and nothing else.
                 await anyio.to_thread.run_sync(self._file.reserve, item.data_start)
                 self._room = RoomAhead(self._file.fd, most_bytes=item.most_bytes)
-                self._flush = EarlyFlush(self._file.fd) if self._file.fsync else None
             elif item.kind is ChunkKind.HEAD and self._end:
                 self._final_head = item
             else:
@@ -122,7 +130,7 @@ class FileSink:
         if chunk.release is not None:
             chunk.release()
         if self._flush is not None and chunk.kind is ChunkKind.DATA:
-            await self._flush.wrote(chunk.offset, end)
+            self._flush.wrote(chunk.offset, end)
 
     async def _finish(self) -> Receipt:
         started = time.perf_counter()

@@ -11,10 +11,11 @@ Two hints, both of which may fail without harm, and neither of which changes a b
 from __future__ import annotations
 
 import ctypes
-import time
 from typing import Final
 
 import anyio.to_thread
+
+from pipeline.flow.wakeup import Wakeup
 
 _MIB: Final = 1 << 20
 STEP_BYTES: Final = 64 * _MIB
@@ -26,8 +27,6 @@ _START_WRITING: Final = 2
 _EXT4: Final = 0xEF53
 """f_type of statfs(2). Measured for this one; tmpfs, for one, would clear the memory first."""
 _STATFS_WORDS: Final = 32
-_FAST_S: Final = 0.004
-"""A call that took longer was waiting for the device: those after it go to a thread."""
 
 
 def _c_library() -> ctypes.CDLL:
@@ -73,26 +72,30 @@ class RoomAhead:
 
 
 class EarlyFlush:
-    """Starts writing back a file's growing end, each few MiB of it."""
+    """Starts writing back a file's growing end, each few MiB of it, beside whoever writes it."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._done: int | None = None
-        self._is_fast = True
+        self._end = 0
+        self._grown = Wakeup()
         self._library = _c_library()
 
-    async def wrote(self, start: int, end: int) -> None:
+    def wrote(self, start: int, end: int) -> None:
         """[start, end) has been written, and everything since the first `start`."""
         if self._done is None:
             self._done = start
-        if end - self._done < FLUSH_BYTES:
-            return
-        started, first, self._done = time.perf_counter(), self._done, end
-        if self._is_fast:
-            self._start_writing(first, end)
-        else:
-            await anyio.to_thread.run_sync(self._start_writing, first, end)
-        self._is_fast = time.perf_counter() - started < _FAST_S
+        self._end = end
+        if end - self._done >= FLUSH_BYTES:
+            self._grown.wake()
+
+    async def run(self) -> None:
+        """Until cancelled. A device that is slow gets less often, but larger, pieces to write."""
+        while True:
+            while self._done is None or self._end - self._done < FLUSH_BYTES:
+                await self._grown.wait()
+            start, self._done = self._done, self._end
+            await anyio.to_thread.run_sync(self._start_writing, start, self._end)
 
     def _start_writing(self, start: int, end: int) -> None:
         # Not supported, or the device failed: the fsync at the end says so.

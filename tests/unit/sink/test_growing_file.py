@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import anyio
 import pytest
 
 from pipeline.errors import StageError
@@ -114,42 +115,53 @@ async def test_neither_does_what_is_left_of_one(ext4: Path) -> None:
     assert status.st_blocks * 512 < stream.size + MIB
 
 
-async def test_writing_back_starts_before_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Recorder(EarlyFlush):
+    """Remembers what it would have written back, and in which thread."""
+
+    def __init__(self, fd: int, *, seconds: float = 0) -> None:
+        super().__init__(fd)
+        self.seconds = seconds
+        self.asked: list[tuple[int, int]] = []
+        self.threads: set[int] = set()
+
+    def _start_writing(self, start: int, end: int) -> None:
+        time.sleep(self.seconds)
+        self.asked.append((start, end))
+        self.threads.add(threading.get_ident())
+
+
+async def test_writing_back_starts_before_the_end(tmp_path: Path) -> None:
     """In steps, without gaps, and only what has been written."""
-    fd = opened(tmp_path)
-    flush = EarlyFlush(fd)
-    asked: list[tuple[int, int]] = []
-    monkeypatch.setattr(flush, "_start_writing", lambda start, end: asked.append((start, end)))
-
+    flush = Recorder(opened(tmp_path))
     at = 5 * MIB
-    for _ in range(40):
-        await flush.wrote(at, at + MIB)
-        at += MIB
+    async with anyio.create_task_group() as group:
+        group.start_soon(flush.run)
+        for _ in range(40):
+            flush.wrote(at, at + MIB)
+            at += MIB
+            await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(5):
+            while not flush.asked or at - flush.asked[-1][1] >= FLUSH_BYTES:  # noqa: ASYNC110  # a thread
+                await anyio.sleep(0.001)
+        group.cancel_scope.cancel()
 
-    assert asked[0] == (5 * MIB, 5 * MIB + FLUSH_BYTES)
-    assert all(one[1] == other[0] for one, other in pairwise(asked))
-    assert at - asked[-1][1] < FLUSH_BYTES
-    os.close(fd)
+    assert flush.asked[0][0] == 5 * MIB
+    assert all(one[1] == other[0] for one, other in pairwise(flush.asked))
+    assert all(end - start >= FLUSH_BYTES for start, end in flush.asked)
 
 
-async def test_a_slow_device_holds_up_no_event_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After one call that took long, the others are made in a thread."""
-    fd = opened(tmp_path)
-    flush = EarlyFlush(fd)
-    threads: list[int] = []
+async def test_a_slow_device_holds_nobody_up(tmp_path: Path) -> None:
+    """It is waited for in a thread, and gets all that came meanwhile at once."""
+    flush = Recorder(opened(tmp_path), seconds=0.05)
+    async with anyio.create_task_group() as group:
+        group.start_soon(flush.run)
+        for nth in range(10):
+            flush.wrote(nth * FLUSH_BYTES, (nth + 1) * FLUSH_BYTES)
+            await anyio.sleep(0.001)
+        with anyio.fail_after(5):
+            while not flush.asked or flush.asked[-1][1] < 10 * FLUSH_BYTES:  # noqa: ASYNC110
+                await anyio.sleep(0.001)
+        group.cancel_scope.cancel()
 
-    def slow(_start: int, _end: int) -> None:
-        threads.append(threading.get_ident())
-        time.sleep(0.01)
-
-    monkeypatch.setattr(flush, "_start_writing", slow)
-    for nth in range(3):
-        await flush.wrote(nth * FLUSH_BYTES, (nth + 1) * FLUSH_BYTES)
-
-    assert threads[0] == threading.get_ident()
-    assert threading.get_ident() not in threads[1:]
-    os.close(fd)
+    assert len(flush.asked) < 5
+    assert threading.get_ident() not in flush.threads
