@@ -17,7 +17,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
-from pipeline.config.arguments import given_settings, make_parser
+from pipeline.config.arguments import make_parser
+from pipeline.config.dump_arguments import given_settings
 from pipeline.errors import EXIT_DONE, DumpError, UsageError, exit_code, full_text
 from pipeline.obs.plain import one_line
 
@@ -252,7 +253,7 @@ def _receive(arguments: Namespace) -> int:
 
 
 def _resume(arguments: Namespace) -> int:
-    from pipeline.config.arguments import given_reports
+    from pipeline.config.dump_arguments import given_reports
     from pipeline.run import commands
 
     return commands.run_resume(arguments.journal, given_reports(arguments))

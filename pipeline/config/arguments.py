@@ -7,19 +7,17 @@ from `pipeline.config.settings` for that reason; a test compares them.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, NoReturn
 
+from pipeline.config import dump_arguments as dump
 from pipeline.config import network_arguments as network
+from pipeline.config.dump_arguments import add_source
 from pipeline.errors import EXIT_USAGE
 from pipeline.obs.plain import one_line
 
-CODECS: Final = ("none", "zlib", "lzo", "snappy", "zstd")
 POLICIES: Final = ("s3fifo", "arc", "lru")
-MAX_DUMP_LEVEL: Final = 31
-MAX_CODEC_LEVEL: Final = 22
 
 _PROLOGUE: Final = "Filtered, compressed Linux crash dumps, streamed."
 _EPILOGUE: Final = """\
@@ -31,18 +29,6 @@ examples:
 Data goes to standard output, everything else to standard error.
 Exit codes: 0 done; 1 failed; 2 wrong usage or settings; 3 an incomplete but usable dump was left.
 `dumpstream COMMAND --help` tells more.
-"""
-_DUMP_EPILOGUE: Final = """\
-TARGET is a path, - for standard output, or a URL (sftp:// s3:// http:// https:// tcp:// tls://).
-Standard output and other targets that take bytes in order only get the flattened form.
-A file appears under its name when it is whole; until then it is NAME.partial.
-
-printed: with TARGET - the dump to standard output; progress, log and the summary to standard error.
-
-examples:
-  dumpstream dump -d 31 /proc/vmcore /var/crash/vmcore
-  dumpstream dump --profile capture --compress zlib --stats run.json /proc/vmcore vmcore
-  dumpstream dump --set memory.budget=256MiB --set compressor.workers=8 image.elf image.kdump
 """
 _PLAN_EPILOGUE: Final = """\
 Opens SOURCE, decides everything as `dump` would, and writes nothing to TARGET.
@@ -105,59 +91,6 @@ example:
 """
 
 
-class Given(NamedTuple):
-    """An option that was given: the setting it stands for, and what was said."""
-
-    option: str
-    key: str
-    value: str | int | bool
-
-
-# Attribute of the parsed arguments: the option as people type it, and its setting.
-_SETTING_OPTIONS: Final = {
-    "level": ("-d", "dump.level"),
-    "compress": ("--compress", "compressor.codec"),
-    "compress_level": ("--compress-level", "compressor.level"),
-    "format": ("--format", "dump.format"),
-    "flatten": ("--flatten", "dump.flatten"),
-    "force": ("-f", "dump.overwrite"),
-    "on_read_error": ("--on-read-error", "reader.on_read_error"),
-    "progress": ("--progress", "run.progress"),
-    "log_format": ("--log-format", "run.log_format"),
-    "stats": ("--stats", "run.stats"),
-}
-
-
-def given_settings(arguments: argparse.Namespace) -> Iterator[Given]:
-    """The options among `arguments` that stand for settings and were given."""
-    for name, (option, key) in _SETTING_OPTIONS.items():
-        value = getattr(arguments, name)
-        if value is not None:
-            yield Given(option, key, value)
-
-
-def given_reports(arguments: argparse.Namespace) -> Iterator[Given]:
-    """Of those, the ones that every command with a report takes."""
-    for name in ("progress", "log_format", "stats"):
-        option, key = _SETTING_OPTIONS[name]
-        value = getattr(arguments, name)
-        if value is not None:
-            yield Given(option, key, value)
-
-
-def dump_level(text: str) -> int:
-    """``-d``: a decimal number from 0 to 31, and nothing else around it."""
-    if not re.fullmatch("[0-9]{1,2}", text) or int(text) > MAX_DUMP_LEVEL:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {MAX_DUMP_LEVEL}")
-    return int(text)
-
-
-def codec_level(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,2}", text) or int(text) > MAX_CODEC_LEVEL:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {MAX_CODEC_LEVEL}")
-    return int(text)
-
-
 def _size(text: str) -> int:
     from pipeline.memory.sizes import parse_size
 
@@ -215,12 +148,12 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    _add_source(parser, "SOURCE", "memory image or dump")
+    add_source(parser, "SOURCE", "memory image or dump")
     _add_json(parser)
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
-    _add_source(parser, "DUMP", "dump to check")
+    add_source(parser, "DUMP", "dump to check")
     parser.add_argument("--against", metavar="SOURCE", help="image whose kept pages must be equal")
     parser.add_argument(
         "--full", action="store_true", help="of a URL: read every byte, not only what proves it"
@@ -233,17 +166,17 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_translate(parser: argparse.ArgumentParser) -> None:
-    _add_source(parser, "SOURCE", "memory image or dump")
+    add_source(parser, "SOURCE", "memory image or dump")
     parser.add_argument("vaddrs", metavar="VADDR", nargs="+", help="hexadecimal")
     _add_json(parser)
 
 
 def _add_dmesg(parser: argparse.ArgumentParser) -> None:
-    _add_source(parser, "SOURCE", "memory image or dump")
+    add_source(parser, "SOURCE", "memory image or dump")
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
-    _add_dump(parser)
+    dump.add_dump(parser)
     _add_json(parser)
 
 
@@ -253,7 +186,7 @@ def _add_receive(parser: argparse.ArgumentParser) -> None:
 
 def _add_resume(parser: argparse.ArgumentParser) -> None:
     network.add_resume(parser)
-    _add_report_options(parser.add_argument_group("what is reported"))
+    dump.add_report_options(parser.add_argument_group("what is reported"))
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -271,7 +204,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 def _add_trace(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     record = actions.add_parser("record", help="write the requests of a run", allow_abbrev=False)
-    _add_source(record, "SOURCE", "memory image or dump")
+    add_source(record, "SOURCE", "memory image or dump")
     record.add_argument("file", metavar="FILE", help="the trace, which must not exist yet")
     replay = actions.add_parser("replay", help="try other caches on them", allow_abbrev=False)
     replay.add_argument("file", metavar="FILE", help="a trace")
@@ -302,82 +235,8 @@ def _command(
     return parser
 
 
-def _add_source(parser: argparse.ArgumentParser, metavar: str, said: str) -> None:
-    parser.add_argument("source", metavar=metavar, help=said)
-
-
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-
-
-def _add_dump(parser: argparse.ArgumentParser) -> None:
-    _add_source(parser, "SOURCE", "memory image, such as /proc/vmcore")
-    parser.add_argument("target", metavar="TARGET", help="where the dump goes")
-    parser.add_argument(
-        "also", metavar="TARGET", nargs="*", help="more targets, which get it at the same time"
-    )
-    parser.add_argument(
-        "--encrypt-to",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="public key (age1...) or @FILE of keys; repeatable",
-    )
-    _add_content_options(parser.add_argument_group("what is dumped"))
-    _add_settings_options(parser.add_argument_group("settings"))
-    _add_report_options(parser.add_argument_group("what is reported"))
-
-
-def _add_content_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "-d",
-        dest="level",
-        type=dump_level,
-        metavar="LEVEL",
-        help="pages left out, 0 to 31, a sum of: 1 zero, 2 cache, 4 private cache, 8 user, 16 free",
-    )
-    group.add_argument("--compress", choices=CODECS, help="how each page is compressed")
-    group.add_argument("--compress-level", type=codec_level, metavar="N", help="of the codec")
-    group.add_argument("--format", choices=("kdump", "elf"), help="of the dump; elf is raw")
-    _add_flag(group, "--flatten", help="for targets that take bytes in order only")
-    _add_flag(group, "-f", "--force", dest="force", help="replace TARGET if it exists")
-    group.add_argument(
-        "--on-read-error",
-        choices=("zero", "skip", "fail"),
-        help="pages that cannot be read: write zeros, leave them out, or give up",
-    )
-
-
-def _add_flag(group: argparse._ArgumentGroup, *names: str, **more: str) -> None:
-    """A switch that is None, not False, when absent: absent must not override a file."""
-    group.add_argument(*names, action="store_const", const=True, **more)  # type: ignore[arg-type]
-
-
-def _add_settings_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--profile", metavar="NAME", help="capture, network, throughput or default")
-    group.add_argument("--config", metavar="FILE", help="settings in TOML, above the profile")
-    group.add_argument(
-        "--set",
-        dest="sets",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="one setting, such as memory.budget=64MiB; above files and DUMPSTREAM_SECTION__KEY",
-    )
-
-
-def _add_report_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--progress",
-        choices=("auto", "bar", "json", "none"),
-        help="auto is a bar at a terminal and none otherwise",
-    )
-    group.add_argument(
-        "--log-format",
-        choices=("console", "json"),
-        help="without it: lines for people at a terminal, JSON otherwise",
-    )
-    group.add_argument("--stats", metavar="FILE.json", help="one JSON object about the run")
 
 
 class _Command(NamedTuple):
@@ -388,7 +247,7 @@ class _Command(NamedTuple):
 
 # In the order in which help shows them.
 _COMMANDS: Final[dict[str, _Command]] = {
-    "dump": _Command("make a dump", _DUMP_EPILOGUE, _add_dump),
+    "dump": _Command("make a dump", dump.EPILOGUE, dump.add_dump),
     "info": _Command("what an image is", _INFO_EPILOGUE, _add_info),
     "verify": _Command("check every page of a dump", _VERIFY_EPILOGUE, _add_verify),
     "estimate": _Command("size and time of a dump", network.ESTIMATE_EPILOGUE, _add_estimate),

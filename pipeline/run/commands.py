@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from pipeline.config.arguments import Given
+    from pipeline.config.dump_arguments import Given
     from pipeline.config.layers import LoadedSettings
     from pipeline.config.request import DumpRequest
 

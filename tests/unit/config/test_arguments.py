@@ -7,8 +7,9 @@ from typing import get_args
 
 import pytest
 
-from pipeline.config import arguments, settings
-from pipeline.config.arguments import given_settings, make_parser
+from pipeline.config import dump_arguments, settings
+from pipeline.config.arguments import make_parser
+from pipeline.config.dump_arguments import given_settings
 from pipeline.config.layers import Layer, stack
 from pipeline.config.request import DumpRequest
 
@@ -97,8 +98,8 @@ class TestDump:
         assert choices("--progress") == get_args(settings.ProgressMode)
         assert choices("--on-read-error") == get_args(settings.ReadErrorPolicy)
         assert {*choices("--log-format"), "auto"} == {*get_args(settings.LogFormat)}
-        stack([Layer("most", {"compressor.level": arguments.MAX_CODEC_LEVEL})])
-        stack([Layer("most", {"dump.level": arguments.MAX_DUMP_LEVEL})])
+        stack([Layer("most", {"compressor.level": dump_arguments.MAX_CODEC_LEVEL})])
+        stack([Layer("most", {"dump.level": dump_arguments.MAX_DUMP_LEVEL})])
 
     @pytest.mark.parametrize(
         "words",
