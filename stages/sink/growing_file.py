@@ -47,16 +47,13 @@ class RoomAhead:
         self._end = 0
         self._library = _c_library()
         self._can = self._is_ext4()
+        self.is_used = False
+        """The file may have blocks behind its end, also from an attempt that failed half-way."""
 
     def _is_ext4(self) -> bool:
         words = (ctypes.c_long * _STATFS_WORDS)()
         done: int = self._library.fstatfs(self._fd, words)
         return done == 0 and words[0] == _EXT4
-
-    @property
-    def is_used(self) -> bool:
-        """Whether the file may have blocks behind its end."""
-        return self._end > 0
 
     def ends_before(self, end: int) -> bool:
         """Whether `extend` would do something."""
@@ -64,6 +61,7 @@ class RoomAhead:
 
     def extend(self, end: int) -> None:
         """Have room up to `end` and a step beyond; when the disk has none, never ask again."""
+        self.is_used = True
         stop = max(end, min(end + STEP_BYTES, self._most))
         if self._library.fallocate(self._fd, _KEEP_SIZE, self._end, stop - self._end) == 0:
             self._end = stop
