@@ -15,7 +15,7 @@ from typing import Final
 
 from msgspec import Struct
 
-SAMPLE_INTERVAL_S: Final = 0.5
+SAMPLE_INTERVAL_S: Final = 1.0
 
 
 class PeakMemory(Struct, frozen=True):

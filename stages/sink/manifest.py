@@ -24,6 +24,7 @@ VERSION: Final = 1
 SUFFIX: Final = ".manifest.json"
 MAX_BYTES: Final = 4 << 20
 """More than `MAX_PIECES` pieces and every setting take."""
+_READ_BYTES: Final = 8 << 20
 
 Form = Literal["kdump", "elf", "log", "flattened", "encrypted"]
 ReadRange = Callable[[int, int], Awaitable[bytes]]
@@ -209,12 +210,20 @@ def _is_hex(text: str) -> bool:
     return all(digit in "0123456789abcdef" for digit in text)
 
 
-async def wrong_pieces(pieces: Sequence[Piece], read: ReadRange) -> AsyncIterator[Piece]:
-    """Those of `pieces` whose bytes, as `read` gives them, are not what they should be."""
+async def wrong_pieces(
+    pieces: Sequence[Piece], read: ReadRange, step: int = _READ_BYTES
+) -> AsyncIterator[Piece]:
+    """Those of `pieces` whose bytes, as `read` gives them, are not what they should be.
+
+    Args:
+        pieces: looked at one after the other.
+        read: gives fewer bytes than asked for only at the end.
+        step: most bytes that it is asked for at a time.
+    """
     for piece in pieces:
         digest = hashlib.sha256()
         at = piece.offset
-        for stop in _steps(piece):
+        for stop in _steps(piece, step):
             data = await read(at, stop - at)
             digest.update(data)
             if len(data) < stop - at:
@@ -224,7 +233,7 @@ async def wrong_pieces(pieces: Sequence[Piece], read: ReadRange) -> AsyncIterato
             yield piece
 
 
-def _steps(piece: Piece, step: int = 8 << 20) -> list[int]:
+def _steps(piece: Piece, step: int) -> list[int]:
     """Ends of the reads that make up `piece`."""
     starts = [*range(piece.offset, piece.end, step), piece.end]
     return [stop for _, stop in pairwise(starts)]

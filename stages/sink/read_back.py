@@ -6,14 +6,21 @@ import random
 from collections.abc import Sequence
 from typing import Final, Literal
 
+import anyio
+
 from pipeline.errors import SinkError
 from stages.sink.digest import Piece
 from stages.sink.manifest import ReadRange, wrong_pieces
+from stages.transport.errors import first_of
 
 Extent = Literal["samples", "all", "none"]
 
 _SAMPLE_BYTES: Final = 8 << 20
 """What the random samples may cost beside the first and the last piece."""
+_AT_ONCE: Final = 3
+"""Head, end and one between: a far line then costs one round trip, and is full meanwhile."""
+_READ_BYTES: Final = 4 << 20
+"""Of one read; the client holds each twice for a moment, so all of them take 24 MiB."""
 
 
 def choose_samples(pieces: Sequence[Piece], extent: Extent) -> list[Piece]:
@@ -35,13 +42,23 @@ def choose_samples(pieces: Sequence[Piece], extent: Extent) -> list[Piece]:
 async def check_read_back(
     target: str, pieces: Sequence[Piece], read: ReadRange, extent: Extent
 ) -> None:
-    """See that what is kept at `target` is what was sent.
+    """See that what is kept at `target` is what was sent; asks for several pieces at once.
 
     Raises:
         SinkError: it is not, and where.
     """
-    async for piece in wrong_pieces(choose_samples(pieces, extent), read):
-        raise SinkError(
-            f"{target}: the {piece.length} bytes at offset {piece.offset:#x} read back differently "
-            "from what was sent"
-        )
+    chosen = choose_samples(pieces, extent)
+
+    async def check(some: Sequence[Piece]) -> None:
+        async for piece in wrong_pieces(some, read, _READ_BYTES):
+            raise SinkError(
+                f"{target}: the {piece.length} bytes at offset {piece.offset:#x} read back "
+                "differently from what was sent"
+            )
+
+    try:
+        async with anyio.create_task_group() as group:
+            for first in range(min(_AT_ONCE, len(chosen))):
+                group.start_soon(check, chosen[first::_AT_ONCE])
+    except BaseExceptionGroup as errors:
+        raise first_of(errors) from errors

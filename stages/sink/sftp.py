@@ -31,6 +31,7 @@ from stages.sink.sftp_sessions import SftpSessions
 from stages.sink.ssh_command import ssh_argv, subsystem
 from stages.sink.ssh_url import SshTarget, parse_ssh_url
 from stages.sink.throttle import TokenBucket, start_jitter
+from stages.transport.errors import first_of
 
 if TYPE_CHECKING:
     from pipeline.config.settings import Settings
@@ -190,11 +191,20 @@ class SftpSink:
             self._has_head = True
 
     async def _settle(self) -> None:
-        """Make the file durable, and see that it is what was sent."""
+        """Make the file durable, and see meanwhile that it is what was sent."""
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._sync, name="sync")
+                group.start_soon(self._read_back, name="read-back")
+        except BaseExceptionGroup as errors:
+            raise first_of(errors) from errors
+
+    async def _sync(self) -> None:
         size = await self._sessions.do(self._file.sync, self._policy)
         if size not in (self._end, None):
             raise SinkError(f"{self._file.where}: has {size} bytes where {self._end} were sent")
 
+    async def _read_back(self) -> None:
         async def read(offset: int, n_bytes: int) -> bytes:
             read_it = partial(self._file.read, offset=offset, n_bytes=n_bytes)
             return await self._sessions.do(read_it, self._policy)
@@ -203,10 +213,7 @@ class SftpSink:
 
     async def _why_refused(self, refused: BaseExceptionGroup[BaseException]) -> SinkError:
         """One line for a write that the server would not do."""
-        error: BaseException = refused
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        problem = str(error)
+        problem = str(first_of(refused))
         with suppress(SinkError):
             is_full = partial(self._file.is_full, n_bytes=self._ssh.window_bytes)
             if await self._sessions.do(is_full, self._brief(_UNDO_TRIES_S)):

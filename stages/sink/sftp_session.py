@@ -189,7 +189,8 @@ class SftpSession:
                 end = min(end, at)
             elif len(got) < wanted:
                 await self._ask(asked, handle, offset, at + len(got), wanted - len(got))
-        return bytes(data[:end])
+        del data[end:]
+        return bytes(data)
 
     async def _ask(
         self, asked: dict[int, tuple[int, int]], handle: bytes, offset: int, at: int, n_bytes: int

@@ -25,6 +25,8 @@ class SftpSessions:
         self._target = target
         self._connect_s = connect_s
         self._idle: list[SftpSession] = []
+        self._n_busy = 0
+        self._freed = anyio.Event()
 
     async def connect(self) -> SftpSession:
         """A new connection; the caller's until it is given back.
@@ -46,24 +48,42 @@ class SftpSessions:
     async def do(self, operation: Callable[[SftpSession], Awaitable[T]], policy: RetryPolicy) -> T:
         """Do `operation`, and again on a new connection when the one it had broke.
 
+        Several callers share the connections that are there; a new one is made only when there is
+        none, since a server may take no more of them.
+
         Raises:
             SinkError: refused, or no connection for as long as `policy` bears.
         """
 
         async def attempt() -> T:
-            session = self.take_idle() or await self.connect()
+            await self._wait_for_one()
+            self._n_busy += 1
             try:
-                done = await operation(session)
-            except BaseException:
-                await session.close()
-                raise
-            self.give_back(session)
-            return done
+                return await self._do_once(operation)
+            finally:
+                self._n_busy -= 1
+                self._freed.set()
+                self._freed = anyio.Event()
 
         try:
             return await retry(attempt, policy, on_failure=_note)
         except SftpStatusError as error:
             raise SinkError(f"{self._target}: {error}") from error
+
+    async def _wait_for_one(self) -> None:
+        """Wait while all connections are busy."""
+        while self._n_busy and not self._idle:
+            await self._freed.wait()
+
+    async def _do_once(self, operation: Callable[[SftpSession], Awaitable[T]]) -> T:
+        session = self.take_idle() or await self.connect()
+        try:
+            done = await operation(session)
+        except BaseException:
+            await session.close()
+            raise
+        self.give_back(session)
+        return done
 
     async def close(self) -> None:
         """End all idle connections; works when cancelled."""

@@ -119,7 +119,7 @@ class Server:
             self.status(request_id, 4, "Failure")
 
     def do(self, kind: int, request_id: bytes, body: bytes) -> None:
-        names = {3: "OPEN", 13: "REMOVE", 18: "RENAME"}
+        names = {3: "OPEN", 5: "READ", 13: "REMOVE", 18: "RENAME"}
         if kind == 6:
             self.write(request_id, body)
             return

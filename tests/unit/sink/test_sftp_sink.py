@@ -141,6 +141,30 @@ async def test_bytes_that_were_stored_wrong_keep_the_dump_from_its_name(bench: B
     assert bench.left() == ["dump.partial"]
 
 
+@pytest.mark.parametrize("connections", [1, 2])
+async def test_reading_back_and_sync_share_the_connections_that_there_are(
+    bench: Bench, connections: int
+) -> None:
+    """Both are under way together, but no server has to take one connection more for it."""
+    bench.faults(connections_allowed=connections)
+    stream = ChunkStream(STREAM)
+    await send(stream, bench.sftp(connections=connections))
+    assert (bench.files / "dump").read_bytes() == stream.expected()
+    assert bench.counted("connections") == connections
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+async def test_a_connection_lost_while_reading_back_is_made_up_for(
+    bench: Bench, connections: int
+) -> None:
+    """Another one takes over while there is one; the last one is replaced."""
+    bench.faults(die_after="READ", connections_allowed=2)
+    stream = ChunkStream(STREAM)
+    await send(stream, bench.sftp(connections=connections))
+    assert (bench.files / "dump").read_bytes() == stream.expected()
+    assert bench.counted("died after") > 0
+
+
 @pytest.mark.parametrize("step", ["OPEN", "RENAME"])
 async def test_a_step_whose_answer_is_lost_is_not_done_twice(bench: Bench, step: str) -> None:
     """The next connection finds out that the file is already there, or already renamed."""
