@@ -192,10 +192,6 @@ def _request(arguments: Namespace) -> DumpRequest:
 
 def _dump(arguments: Namespace) -> int:
     loaded = _settings(arguments)
-    if loaded.settings.run.stats is not None:
-        from pipeline.obs.stats import check_stats_path
-
-        check_stats_path(loaded.settings.run.stats)
     from pipeline.run import dump
 
     return dump.run_dump(_request(arguments), loaded)

@@ -46,6 +46,9 @@ example:
   dumpstream info --json /var/crash/vmcore
 """
 _VERIFY_EPILOGUE: Final = """\
+A page is good when it is there and can be decoded. Of the codecs zlib alone has a checksum for each
+page: whether contents are right, --against tells.
+
 printed: what was checked and every fault found, to standard output; exit code 1 if there is any.
 
 example:

@@ -15,7 +15,8 @@ MAX_DUMP_LEVEL: Final = 31
 MAX_CODEC_LEVEL: Final = 22
 
 EPILOGUE: Final = """\
-TARGET is a path, - for standard output, or a URL (sftp:// s3:// http:// https:// tcp:// tls://).
+TARGET is a path, - for standard output, or a URL:
+sftp:// ssh:// s3:// az:// http:// https:// tcp:// tls://.
 Standard output and other targets that take bytes in order only get the flattened form.
 A file appears under its name when it is whole; until then it is NAME.partial.
 
@@ -89,7 +90,11 @@ def add_dump(parser: argparse.ArgumentParser) -> None:
     add_source(parser, "SOURCE", "memory image, such as /proc/vmcore")
     parser.add_argument("target", metavar="TARGET", help="where the dump goes")
     parser.add_argument(
-        "also", metavar="TARGET", nargs="*", help="more targets, which get it at the same time"
+        "also",
+        metavar="TARGET",
+        nargs="*",
+        default=[],  # else it is named among what is required
+        help="more targets, which get it at the same time",
     )
     parser.add_argument(
         "--encrypt-to",

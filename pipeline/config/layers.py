@@ -179,6 +179,8 @@ def _flatten(shown: str, tables: Mapping[str, object]) -> Iterator[tuple[str, ob
         if not isinstance(table, dict):
             known = list(sections())
             problem = f"not in a section{near(section, known)}; sections are {', '.join(known)}"
+            if section in known:
+                problem = f"is a section: its settings stand below [{section}]"
             raise ConfigError(shown, section, problem)
         if section not in sections():
             raise ConfigError(shown, section, unknown("section", section, sections()))

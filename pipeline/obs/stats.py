@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -54,11 +55,15 @@ def build_stats(
     }
 
 
-def check_stats_path(path: str) -> None:
+def check_stats_path(path: str, in_use: Iterable[str] = ()) -> None:
     """Refuse a path that cannot be written before the run, not after it.
 
+    Args:
+        path: where the object shall be.
+        in_use: what the run reads and writes; URLs among them are nobody's path.
+
     Raises:
-        ConfigError: its folder is missing or not writable, or it is no regular file.
+        ConfigError: its folder is missing or not writable, it is no regular file, or it is in use.
     """
     target = Path(path)
     if target.exists() and not target.is_file():
@@ -66,6 +71,9 @@ def check_stats_path(path: str) -> None:
         raise ConfigError("run.stats", path, "exists and is not a regular file")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise ConfigError("run.stats", path, "its directory is missing or not writable")
+    for other in in_use:
+        if _is_same(target, Path(other)):
+            raise ConfigError("run.stats", path, f"would replace {other}")
 
 
 def write_stats(path: str, stats: Mapping[str, object]) -> None:
@@ -86,6 +94,15 @@ def write_stats(path: str, stats: Mapping[str, object]) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """By name where there is no file yet."""
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    with contextlib.suppress(OSError):
+        return one.samefile(other)
+    return False
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

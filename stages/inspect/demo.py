@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.errors import DumpError
 from pipeline.memory.sizes import show_size
 from stages.demo.build import DemoFacts, build_demo_image
 from stages.reader.probe import open_image
 
 PAGE_SIZE = 4096
+_NEEDED_BYTES = 72 << 20
+"""Image and dump. The image is written through a mapping, where a full disk is a SIGBUS."""
 
 
 def build(path: Path) -> DemoFacts:
-    """Write the demo image to `path`."""
+    """Write the demo image to `path`.
+
+    Raises:
+        DumpError: there is no room for it and its dump.
+        OSError: the file cannot be written.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if free < _NEEDED_BYTES:
+        raise DumpError(
+            f"{path.parent}: {show_size(free)} free, the demo takes {show_size(_NEEDED_BYTES)}"
+        )
     return build_demo_image(path)
 
 

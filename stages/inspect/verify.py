@@ -89,7 +89,8 @@ def _check_identity(dump: Image, source: Image, found: Findings) -> None:
         found.add("VMCOREINFO differs from the source's")
     extra = dump.ram.subtract(source.ram)
     if extra.n_pages:
-        found.add(f"{extra.n_pages} pages exist in the dump but not in the source: {extra!r}")
+        first = int(extra.starts[0])
+        found.add(f"{extra.n_pages} pages of the dump are not in the source, first {first:#x}")
     absent = source.ram.subtract(dump.ram)
     if absent.n_pages:
         # RAM above the last struct page is left out, as makedumpfile leaves it out.

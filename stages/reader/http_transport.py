@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
 from pipeline.errors import UnsupportedError
+from pipeline.obs.log import log_event
 from stages.reader.remote_file import HEAD_BLOCK, Outcome, Request
 from stages.reader.remote_link import Link, SourceError
 
@@ -162,10 +163,21 @@ class HttpTransport:
                 if self._closed or time.monotonic() + delay >= give_up_at:
                     tries = f"{n_failures} attempts" if n_failures > 1 else "one attempt"
                     raise SourceError(f"{self.path}: {error} ({tries})") from error
+                if self.size is None:  # nobody has heard anything yet
+                    self._say(error, n_failures, delay)
                 time.sleep(delay)
             else:
                 self.link.book(1, got, time.perf_counter() - began)
                 return got
+
+    def _say(self, error: _TransientError, n_failures: int, delay: float) -> None:
+        log_event(
+            "connection_failed",
+            "warning",
+            why=f"{self.path}: {error}",
+            failures=n_failures,
+            retry_in_s=round(delay, 2),
+        )
 
     def _attempt(self, request: Request) -> int:
         went_back = False

@@ -63,6 +63,7 @@ _KNOWN_OTHERS: Final = (
     (b"\xfd7zXZ\0", "compressed by xz; decompress it first"),
     (b"BZh", "compressed by bzip2; decompress it first"),
     (b"\x04\x22\x4d\x18", "compressed by lz4; decompress it first"),
+    (b"age-encryption.org/v1\n", "encrypted; dumpstream decrypt opens it"),
 )
 
 

@@ -19,9 +19,9 @@ class StreamingClient(WebClient):
             TransientError: the connection was lost or stalled.
             SinkError: the server's certificate is not trusted, or its name is unknown.
         """
+        client = self._open(url)
         import httpx2
 
-        client = self._open(url)
         request = client.build_request(
             method,
             url,

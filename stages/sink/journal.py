@@ -231,6 +231,8 @@ def _read(path: Path) -> tuple[Header, list[dict[str, Any]], int]:
 
 def _parse(line: bytes, at: int) -> dict[str, Any]:
     crc, _, text = line.partition(b" ")
+    if not text and at == 0:
+        raise FormatError("journal", at, "header", line[:40], "a journal's first line")
     if crc != b"%08x" % zlib.crc32(text):
         raise FormatError("journal", at, "checksum", crc[:16], f"{zlib.crc32(text):08x}")
     try:

@@ -101,9 +101,9 @@ class WebClient:
             TransientError: not reached, or the connection was lost or stalled.
             SinkError: the server's certificate is not trusted, or its name is unknown.
         """
+        client = self._open(url)
         import httpx2
 
-        client = self._open(url)
         timeout = self._timeout(patience_s)
         request = client.build_request(
             method,
@@ -149,7 +149,7 @@ class WebClient:
     def _open(self, url: str) -> httpx2.AsyncClient:
         proxy = proxy_for(url, os.environ)
         if proxy not in self._clients:
-            self._clients[proxy] = _make_client(self._net, proxy)
+            self._clients[proxy] = _make_client(self._target, self._net, proxy)
         return self._clients[proxy]
 
     def _failure(self, url: str, error: Exception) -> SinkError:
@@ -194,11 +194,11 @@ def _may_pass(refusal: str) -> bool:
     return not status.isdigit() or int(status) in _TRANSIENT_STATUSES
 
 
-def _make_client(net: NetSettings, proxy: str | None) -> httpx2.AsyncClient:
+def _make_client(target: str, net: NetSettings, proxy: str | None) -> httpx2.AsyncClient:
     try:
         import httpx2
     except ImportError as error:
-        raise UnsupportedError("this target needs the package httpx2") from error
+        raise UnsupportedError(f"{target}: needs the package httpx2 (dumpstream[http])") from error
     # Its request log has whole URLs, and a presigned URL is a secret.
     for name in ("httpx2", "httpcore2"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.errors import EXIT_DONE, UsageError
 from pipeline.obs.log import log_event
+from stages.transport.errors import first_of
 from stages.transport.limits import Limits
 from stages.transport.messages import MAX_SIZE
 
@@ -79,7 +80,10 @@ def run_receive(request: ReceiveRequest) -> int:
 
     if tls is None:
         log_event("receiver_open_to_all", "warning", why="no --tls-cert: whoever connects may send")
-    anyio.run(run)
+    try:
+        anyio.run(run)
+    except BaseExceptionGroup as group:
+        raise first_of(group) from group
     return EXIT_DONE
 
 

@@ -189,6 +189,12 @@ class TestSmallFileSystem:
 
         run(*WORDS, demo.path, disk / "dump").failed(1, "No space left on device")
 
+    def test_demo(self, disk: Path) -> None:
+        """The demo wants room for its image before it builds it: a mapping would be a SIGBUS."""
+        run("demo", "--directory", disk).failed(1, f"{disk}: 1.0 MiB free, the demo takes")
+
+        assert left_in(disk) == []
+
     def test_statistics(self, demo: DemoFacts, disk: Path, target: Path) -> None:
         """A --stats file that can't be written is told of; the dump is there nevertheless."""
         (disk / "other").write_bytes(bytes(1 << 20))

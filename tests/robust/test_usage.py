@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ def test_words(words: list[str], said: str, demo: DemoFacts, target: Path) -> No
 
 FILES = [
     (b"level = 3\n", "not in a section"),
+    (b"memory = 3\n", "memory: is a section: its settings stand below [memory]"),
     (b"[dump]\nlevel = 'x'\n", "dump.level: expected a whole number from 0 to 31, got 'x'"),
     (b"[dump]\nlevel = 3.0\n", "dump.level"),
     (b"[dump]\nlevel = true\n", "dump.level"),
@@ -68,6 +70,27 @@ def test_files(content: bytes, said: str, demo: DemoFacts, target: Path, tmp_pat
     assert left_in(target.parent) == []
 
 
+def test_statistics_in_place_of_the_image(demo: DemoFacts, target: Path) -> None:
+    """Neither the image nor the dump is overwritten by `--stats`."""
+    before = demo.path.stat()
+
+    for path in (demo.path, target):
+        call("dump", "--stats", path, demo.path, target).failed(2, "run.stats", "would replace")
+
+    assert demo.path.stat() == before
+    assert left_in(target.parent) == []
+
+
+def test_receiver_without_a_place(tmp_path: Path) -> None:
+    """A missing folder and an address that is taken are said in a line."""
+    call("receive", "--listen", "127.0.0.1:0", tmp_path / "no").failed(1, str(tmp_path / "no"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = "{}:{}".format(*taken.getsockname())
+        done = call("receive", "--listen", address, tmp_path)
+
+    done.failed(1, f"cannot listen on {address}: Address already in use")
+
+
 def test_environment(demo: DemoFacts, target: Path) -> None:
     """So is a variable."""
     environ = {**os.environ, "DUMPSTREAM_DUMP__LEVEL": "many"}
@@ -75,6 +98,11 @@ def test_environment(demo: DemoFacts, target: Path) -> None:
     done = run("dump", demo.path, target, env=environ)
 
     done.failed(2, "environment: dump.level: expected a whole number from 0 to 31, got 'many'")
+
+
+def test_missing_target(demo: DemoFacts) -> None:
+    """One TARGET is required; more are not asked for."""
+    call("dump", demo.path).failed(2, "arguments are required: TARGET (")
 
 
 @pytest.mark.parametrize("words", [[], ["dump"], ["dump", "a"], ["dmup"], ["info"], ["translate"]])

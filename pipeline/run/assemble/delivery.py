@@ -30,10 +30,11 @@ def check_request(request: DumpRequest, loaded: LoadedSettings) -> None:
 
     Raises:
         UsageError: a target is a URL that nobody serves, or named twice; a key is none.
-        ConfigError: one of ``[[targets]]`` is such a URL.
+        ConfigError: one of ``[[targets]]`` is such a URL; statistics can't go where they should.
         UnsupportedError: encryption was not installed.
     """
     _check_targets(request, loaded)
+    _check_stats(request, loaded)
     if request.encrypt_to:
         from stages.crypt.dump_key import make_dump_key
 
@@ -43,6 +44,18 @@ def check_request(request: DumpRequest, loaded: LoadedSettings) -> None:
             raise
         except DumpError as error:
             raise UsageError(str(error)) from error
+
+
+def _check_stats(request: DumpRequest, loaded: LoadedSettings) -> None:
+    settings = loaded.settings
+    if settings.run.stats is None:
+        return
+    from pipeline.obs.stats import check_stats_path
+
+    in_use = [request.source, *request.targets, *(each.url for each in settings.targets)]
+    if request.journal is not None:
+        in_use.append(request.journal)
+    check_stats_path(settings.run.stats, in_use)
 
 
 def _check_targets(request: DumpRequest, loaded: LoadedSettings) -> None:

@@ -118,3 +118,17 @@ class TestCheck:
         """A folder, a missing folder and a device are refused before the run."""
         with pytest.raises(ConfigError, match=r"run\.stats"):
             check_stats_path(str(tmp_path / name))
+
+    @pytest.mark.parametrize("name", ["vmcore", "link", "hard", "./no/../vmcore", "new.kdump"])
+    def test_path_in_use(self, tmp_path: Path, name: str) -> None:
+        """The image and the dump are not replaced by statistics, by whatever name."""
+        vmcore = tmp_path / "vmcore"
+        vmcore.touch()
+        (tmp_path / "no").mkdir()
+        (tmp_path / "link").symlink_to(vmcore)
+        (tmp_path / "hard").hardlink_to(vmcore)
+        in_use = ["s3://dumps/vmcore", str(vmcore), str(tmp_path / "new.kdump")]
+
+        check_stats_path(str(tmp_path / "run.json"), in_use)
+        with pytest.raises(ConfigError, match="would replace"):
+            check_stats_path(str(tmp_path / name), in_use)

@@ -41,6 +41,7 @@ def test_forms(blob: bytes, form: str, tmp_path: Path) -> None:
     ("start", "words"),
     [
         (b"\x1f\x8b\x08", "compressed by gzip; decompress it first"),
+        (b"age-encryption.org/v1\n-> X25519", "encrypted; dumpstream decrypt opens it"),
         (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
         (b"DISKDUMP", "a diskdump"),
         (b"EMiL", "a LiME image"),

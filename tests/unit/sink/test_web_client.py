@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ import anyio
 import pytest
 
 from pipeline.config.targets import NetSettings
-from pipeline.errors import SinkError
+from pipeline.errors import SinkError, UnsupportedError
+from stages.sink.http_client import StreamingClient
 from stages.sink.retry import TransientError
 from stages.sink.throttle import TokenBucket
 from stages.sink.web_client import WebClient
@@ -213,3 +215,12 @@ async def test_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(SinkError, match=r"far\.invalid"):
             await it.call("GET", "http://far.invalid/x", {})
         await it.close()
+
+
+async def test_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra the first request says which one it is."""
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+
+    for it in (client(), StreamingClient("web://target", NET, TokenBucket(0))):
+        with pytest.raises(UnsupportedError, match=r"^web://target: needs .*\[http\]"):
+            await it.call("GET", "http://127.0.0.1:1/", {})
