@@ -99,12 +99,21 @@ def _guarded(run: _Run) -> int:
         _report(run, receipt, complete=False)
         left = ", ".join([receipt.target, *run.left_behind])
         raise IncompleteDumpError("no target took the dump, only the kernel log", left)
-    n_missing = run.counters.pages_missing
-    _report(run, receipt, complete=n_missing == 0)
-    if n_missing:
-        reason = f"{n_missing} pages of {run.request.source} could not be read"
+    reason = _what_is_missing(run)
+    _report(run, receipt, complete=reason is None)
+    if reason is not None:
         raise IncompleteDumpError(reason, receipt.target)
     return EXIT_DONE
+
+
+def _what_is_missing(run: _Run) -> str | None:
+    """Why a dump that was written to its end is not whole."""
+    source, n_missing = run.request.source, run.counters.pages_missing
+    if n_missing:
+        return f"{n_missing} pages of {source} could not be read"
+    if run.image.info.has_lost_pages:
+        return f"{source} has lost pages itself"  # opened_source adds why
+    return None
 
 
 async def _watched(run: _Run) -> Receipt:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from pipeline.errors import EXIT_DONE, UnsupportedError
+from pipeline.errors import EXIT_DONE, UnsupportedError, UsageError
 from pipeline.obs.log import log_event
 from stages.crypt.errors import KeyFormatError
 
@@ -36,6 +36,7 @@ def run_keygen(path: str | None) -> int:
         path: of the file, None to write it to standard output.
 
     Raises:
+        UsageError: `target` is the source or the file of keys.
         KeyFormatError: the file exists or cannot be written.
         UnsupportedError: encryption was not installed.
     """
@@ -75,6 +76,9 @@ def run_decrypt(source: str, target: str, identity_file: str, *, overwrite: bool
 
     identities = read_identities(identity_file)
     file = PartialFile(target, overwrite=overwrite, fsync=True)
+    for needed in source, identity_file:
+        if file.would_replace(needed):
+            raise UsageError(f"{target}: would replace {needed}")
     size = decrypt_file(Path(source), file, identities)
     log_event("dump_decrypted", file=target, bytes=size)
     return EXIT_DONE

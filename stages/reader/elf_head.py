@@ -60,7 +60,8 @@ def read_elf_head(file: ImageFile) -> ImageInfo:
     headers = _read_program_headers(file, header, form)
     facts, notes, problem = _read_notes(file, headers, form)
     machine = machine_name(header.e_machine, form)
-    if header.e_flags & EF_INCOMPLETE:
+    is_marked = bool(header.e_flags & EF_INCOMPLETE)
+    if is_marked:
         problem = problem or "marked incomplete by its writer"
     return ImageInfo(
         form="elf",
@@ -75,6 +76,7 @@ def read_elf_head(file: ImageFile) -> ImageInfo:
         made_by="qemu" if facts.has_qemu else None,
         eraseinfo=facts.eraseinfo,
         incomplete=file.incomplete or problem,
+        has_lost_pages=is_marked or file.incomplete is not None,
     )
 
 

@@ -62,6 +62,9 @@ class ImageInfo(Struct):
     eraseinfo: bytes = b""
     incomplete: str | None = None
     """Why the image is known to be cut or incomplete, None when it looks whole."""
+    has_lost_pages: bool = False
+    """It lacks pages that can't be told from those that were left out on purpose, so that nobody
+    counts them: what is made of it has lost them too."""
 
 
 class Image(Protocol):

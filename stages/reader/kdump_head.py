@@ -139,6 +139,7 @@ def read_kdump_info(file: ImageFile, header: KdumpHeader) -> ImageInfo:
     if not 0 <= level <= _MAX_LEVEL:
         level, problem = 0, problem or f"dump_level {level} makes no sense"
     known_name = any(main.utsname)
+    lost = _why_incomplete(file, header)
     return ImageInfo(
         form="kdump",
         machine=_machine(main, facts),
@@ -153,7 +154,8 @@ def read_kdump_info(file: ImageFile, header: KdumpHeader) -> ImageInfo:
         utsname=main.utsname if known_name else None,
         timestamp=main.tv_sec or None,
         eraseinfo=erased,
-        incomplete=_why_incomplete(file, header) or problem,
+        incomplete=lost or problem,
+        has_lost_pages=lost is not None,
     )
 
 

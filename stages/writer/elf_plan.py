@@ -83,6 +83,7 @@ def plan_elf(
         needs_pair=info.made_by == "qemu",
         head_order=head_order,
         missing_as_zero=missing_as_zero,
+        source_incomplete=info.has_lost_pages,
         counters=counters,
     )
 

@@ -55,6 +55,7 @@ class ElfWriter(Struct, frozen=True):
         needs_pair: the source's notes make tails read as zeros, see `mark_pair`.
         missing_as_zero: unreadable pages are zero pages; otherwise they are left out. The head says
             that the dump is incomplete either way.
+        source_incomplete: the source has lost pages that nobody counts; so has the dump.
     """
 
     layout: ElfLayout
@@ -67,6 +68,7 @@ class ElfWriter(Struct, frozen=True):
     needs_pair: bool
     head_order: HeadOrder
     missing_as_zero: bool
+    source_incomplete: bool
     counters: RunCounters
     name: str = "writer"
 
@@ -79,7 +81,7 @@ class ElfWriter(Struct, frozen=True):
         end = layout.pages_start + self.n_kept * layout.page_size
         await outbox.send(Outline(layout.data_start, end))
         if self.head_order is not HeadOrder.LAST:
-            incomplete = self.head_order is HeadOrder.BOTH
+            incomplete = self.source_incomplete or self.head_order is HeadOrder.BOTH
             await outbox.send(self._head(layout.n_slots, incomplete=incomplete))
         front = layout.pack_front(self.notes)
         await outbox.send(Chunk(ChunkKind.DATA, layout.data_start, front))
@@ -103,7 +105,7 @@ class ElfWriter(Struct, frozen=True):
                 f"{self.n_kept} pages were planned, {end.totals.n_pages} were read, "
                 f"{totals.n_pages} were written"
             )
-        incomplete = totals.missing_pages > 0
+        incomplete = self.source_incomplete or totals.missing_pages > 0
         if incomplete or self.head_order is not HeadOrder.FIRST:
             await outbox.send(self._head(cursors.n_headers, incomplete=incomplete))
         await outbox.send(EndOfDump(totals))

@@ -15,6 +15,7 @@ from stages.formats.kdump import (
     UTSNAME_FIELD,
     KdumpHead,
     KdumpLayout,
+    Status,
 )
 from stages.reader.image import Image, ImageInfo
 from stages.translator.kernel import Kernel
@@ -54,7 +55,8 @@ async def plan_kdump(
     head = KdumpHead(
         utsname=await _utsname(image, kernel),
         timestamp=_timestamp(image, kernel),
-        status=flag,
+        # What the source has lost is not among the pages that are kept, so nobody counts it.
+        status=flag | (Status.INCOMPLETE if info.has_lost_pages else 0),
         block_size=info.page_size,
         max_mapnr=chosen.max_mapnr,
         nr_cpus=info.nr_cpus,

@@ -130,6 +130,11 @@ def test_encrypted_dump_decrypts_to_the_same_dump(
     run("dump", "-d", "31", "--encrypt-to", public, str(image), str(sealed))
     run("decrypt", "--identity", str(tmp_path / "key"), str(sealed), str(opened))
     run("decrypt", "--identity", str(tmp_path / "other"), str(sealed), str(opened) + "2", wanted=1)
+    for needed in tmp_path / "key", sealed:
+        before = needed.read_bytes()
+        words = ("decrypt", "-f", "--identity", str(tmp_path / "key"), str(sealed), str(needed))
+        assert "would replace" in run(*words, wanted=2).stderr
+        assert needed.read_bytes() == before
 
     assert opened.read_bytes() == direct
     assert direct[:8] not in sealed.read_bytes()

@@ -171,10 +171,14 @@ class TestSmallFileSystem:
         done = run(*WORDS, "-d", "0", "--compress", "none", demo.path, disk / "dump")
         check_left(done, disk / "dump.partial", demo.path, 100)
 
-        again = run("dump", "-d", "1", disk / "dump.partial", target).succeeded()
-
-        assert "marked incomplete" in again.event("source_incomplete")["text"]
-        assert call("verify", target, "--against", demo.path).code == 0
+        for form in "kdump", "elf":
+            words = ("dump", "-f", "-d", "1", "--format", form, disk / "dump.partial", target)
+            again = run(*words)
+            again.failed(3, "is incomplete: marked incomplete")
+            assert "marked incomplete" in again.event("source_incomplete")["text"]
+            verified = call("verify", target, "--against", demo.path)
+            assert verified.code == 1
+            assert "the dump is incomplete" in verified.out
 
     def test_read_only(self, demo: DemoFacts, disk: Path) -> None:
         """A read-only file system is refused at once."""

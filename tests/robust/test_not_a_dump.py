@@ -223,3 +223,20 @@ def test_flattened_stream_cut(n_bytes: int, tmp_path: Path, target: Path) -> Non
 
     assert str(source) in done.failed(1)
     assert left_in(target.parent) == []
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_flattened_stream_cut_further_on(
+    share: float, demo: DemoFacts, tmp_path: Path, target: Path
+) -> None:
+    """What was lost with its bitmaps is missed by nobody, so the new dump is marked as a whole."""
+    whole, source = tmp_path / "whole", tmp_path / "source"
+    with whole.open("wb") as stream:
+        run("dump", *QUICK, demo.path, "-", stdout=stream).succeeded()
+    source.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * share)])
+
+    call("dump", *QUICK, "-d", "1", source, target).failed(3, "the flattened stream was cut")
+
+    verified = call("verify", target)
+    assert verified.code == 1
+    assert "the dump is incomplete" in verified.out

@@ -45,6 +45,7 @@ def writer(pages: Pages, **more: Any) -> ElfWriter:
         "needs_pair": False,
         "head_order": HeadOrder.BOTH,
         "missing_as_zero": True,
+        "source_incomplete": False,
         "counters": RunCounters(),
     }
     return ElfWriter(layout=layout, **{**usual, **more})
