@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.errors import DumpError
+from pipeline.errors import DumpError, FormatError, MissingInfoError, StageError
 from pipeline.run.assemble.source import make_plain_cache
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stages.translator.kernel import Kernel
 
 _INSPECT_CACHE_BYTES: Final = 8 << 20
+_WAY_OUT: Final = "-d 1 and -d 0 look at no kernel"
 
 
 async def find_kernel(image: Image, cache: PageReader, level: int) -> Kernel | None:
@@ -34,6 +35,7 @@ async def find_kernel(image: Image, cache: PageReader, level: int) -> Kernel | N
         return await open_kernel(image, cache)
     except DumpError as error:
         if needs_struct_pages(level, image.info.dump_level):
+            error.add_note(_WAY_OUT)
             raise
         log_event("kernel_not_found", "warning", text=str(error))
         return None
@@ -70,7 +72,12 @@ async def filter_pages(
     stage = FilterStage(
         image, kernel, level, resolved.filter.window_bytes, workers=resolved.filter.workers
     )
-    await run_flow(Flow(stage, [], collector, [verdicts]))
+    try:
+        await run_flow(Flow(stage, [], collector, [verdicts]))
+    except StageError as error:
+        if isinstance(error.cause, (MissingInfoError, FormatError)):
+            error.add_note(_WAY_OUT)
+        raise
     chosen = collector.result
     for sentence in [*(kernel.warnings if kernel is not None else ()), *chosen.warnings]:
         log_event("filter_warning", "warning", text=sentence)
