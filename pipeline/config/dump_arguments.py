@@ -18,7 +18,8 @@ EPILOGUE: Final = """\
 TARGET is a path, - for standard output, or a URL:
 sftp:// ssh:// s3:// az:// http:// https:// tcp:// tls://.
 Standard output and other targets that take bytes in order only get the flattened form.
-A file appears under its name when it is whole; until then it is NAME.partial.
+A file appears under its name when it is whole, or marked incomplete where pages could not be read
+(exit code 3); until then it is NAME.partial.
 
 printed: with TARGET - the dump to standard output; progress, log and the summary to standard error.
 
