@@ -186,6 +186,13 @@ EXIT_USAGE: Final = 2
 EXIT_INCOMPLETE: Final = 3
 
 
+def first_of(error: BaseException) -> BaseException:
+    """The one error to report of a group, however deep: the first that is no group itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def full_text(error: BaseException) -> str:
     """The message of `error`, its notes (where it happened, what else is known) in parentheses."""
     text = str(error)

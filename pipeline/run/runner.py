@@ -15,7 +15,7 @@ import anyio
 from anyio.abc import TaskStatus
 from msgspec import Struct
 
-from pipeline.errors import DumpError, InterruptedRunError, StageError, TornStreamError
+from pipeline.errors import DumpError, InterruptedRunError, StageError, TornStreamError, first_of
 from pipeline.flow.channel import Channel
 from pipeline.flow.items import Receipt
 from pipeline.flow.protocols import Sink, Source, Stage
@@ -67,7 +67,7 @@ async def run_watched(
                 group.start_soon(companion, name="companion")
             group.start_soon(main_job, name="job")
     except BaseExceptionGroup as errors:
-        raise _leaf(errors) from None
+        raise first_of(errors) from None
     if failures:
         raise failures[0]
     return results[0]
@@ -133,16 +133,9 @@ async def _guarded(name: str, job: Job, failures: list[StageError]) -> None:
     except anyio.get_cancelled_exc_class():
         raise
     except BaseException as error:
-        cause = _leaf(error)
+        cause = first_of(error)
         failures.append(StageError(name, cause))
         raise failures[-1] from error
-
-
-def _leaf(error: BaseException) -> BaseException:
-    """The first exception that is not a group; the deepest cause a stage's own group holds."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _is_echo(error: BaseException) -> bool:
@@ -159,7 +152,7 @@ def _first_cause(
     for failure in failures:
         if not _is_echo(failure.cause):
             return failure
-    return failures[0] if failures else _wrapped(_leaf(errors))
+    return failures[0] if failures else _wrapped(first_of(errors))
 
 
 def _wrapped(error: BaseException) -> BaseException:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 
-from pipeline.errors import FormatError
+from pipeline.errors import FormatError, first_of
 from pipeline.memory.sizes import show_size
 from stages.sink.digest import Piece
 from stages.sink.manifest import Manifest, parse_manifest, wrong_pieces
@@ -79,18 +79,11 @@ async def verify_stored(dump: StoredDump, net: NetSettings, *, full: bool) -> St
     try:
         await check.run(full=full)
     except BaseExceptionGroup as errors:
-        raise _first(errors) from None
+        raise first_of(errors) from None
     finally:
         with anyio.move_on_after(5, shield=True):
             await dump.close()
     return found
-
-
-def _first(error: BaseException) -> BaseException:
-    """One error to report: several reads of one store fail for one reason."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 class _Check:

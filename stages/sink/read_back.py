@@ -8,10 +8,9 @@ from typing import Final, Literal
 
 import anyio
 
-from pipeline.errors import SinkError
+from pipeline.errors import SinkError, first_of
 from stages.sink.digest import Piece
 from stages.sink.manifest import ReadRange, wrong_pieces
-from stages.transport.errors import first_of
 
 Extent = Literal["samples", "all", "none"]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from pipeline.errors import SinkError, TornStreamError, UsageError
+from pipeline.errors import SinkError, TornStreamError, UsageError, first_of
 from pipeline.flow.channel import Inbox
 from pipeline.flow.items import Chunk, ChunkKind, EndOfDump, HeadOrder, Outline, Receipt, Totals
 from pipeline.obs.log import log_event
@@ -31,7 +31,6 @@ from stages.sink.sftp_sessions import SftpSessions
 from stages.sink.ssh_command import ssh_argv, subsystem
 from stages.sink.ssh_url import SshTarget, parse_ssh_url
 from stages.sink.throttle import TokenBucket, start_jitter
-from stages.transport.errors import first_of
 
 if TYPE_CHECKING:
     from pipeline.config.settings import Settings

@@ -41,10 +41,3 @@ class RefusedError(DumpError):
     def __init__(self, text: str, *, retry: bool = False) -> None:
         self.retry = retry
         super().__init__(text)
-
-
-def first_of(error: BaseException) -> BaseException:
-    """`error`, or the first one inside when it is a group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

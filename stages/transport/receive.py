@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pipeline.errors import EXIT_DONE, UsageError
+from pipeline.errors import EXIT_DONE, UsageError, first_of
 from pipeline.obs.log import log_event
-from stages.transport.errors import first_of
 from stages.transport.limits import Limits
 from stages.transport.messages import MAX_SIZE
 

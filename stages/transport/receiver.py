@@ -16,12 +16,12 @@ import anyio
 import anyio.to_thread
 from anyio.abc import ByteStream, SocketAttribute, SocketStream
 
-from pipeline.errors import DumpError, SinkError
+from pipeline.errors import DumpError, SinkError, first_of
 from pipeline.obs.log import log_event
 from pipeline.obs.plain import one_line
 from stages.sink.throttle import TokenBucket
 from stages.transport.depot import Depot
-from stages.transport.errors import ProtocolError, RefusedError, first_of
+from stages.transport.errors import ProtocolError, RefusedError
 from stages.transport.frames import TO_RECEIVER
 from stages.transport.limits import Limits
 from stages.transport.link import Link, LinkLostError

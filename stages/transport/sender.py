@@ -17,14 +17,14 @@ from typing import Final, TypeVar
 import anyio
 import msgspec
 
-from pipeline.errors import SinkError
+from pipeline.errors import SinkError, first_of
 from pipeline.flow.items import ChunkKind
 from pipeline.obs.log import log_event
 from pipeline.obs.plain import one_line
 from stages.sink.retry import Failure, RetryPolicy, TransientError, retry
 from stages.sink.throttle import TokenBucket
 from stages.transport.endpoint import Endpoint, tls_failure
-from stages.transport.errors import ProtocolError, RefusedError, first_of
+from stages.transport.errors import ProtocolError, RefusedError
 from stages.transport.frames import TO_SENDER
 from stages.transport.limits import check_name
 from stages.transport.link import Link, LinkLostError
