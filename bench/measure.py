@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SAMPLE_S = 0.05
+_SPARE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,5 +118,29 @@ def warm(path: Path) -> None:
             stop = os.lseek(fd, at, os.SEEK_HOLE)
             while at < stop:
                 at += os.preadv(fd, [buffer], at) or stop
+    finally:
+        os.close(fd)
+
+
+def settle(n_bytes: int) -> None:
+    """Leave the same machine to whoever runs next: nothing to write back, `n_bytes` of free memory.
+
+    A virtual machine's free memory may be nowhere until it is touched, at several times the cost of
+    writing to it: the first run after another's files were removed would pay for both.
+    """
+    os.sync()
+    size = n_bytes + _SPARE_BYTES
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        for at in range(0, size, mmap.PAGESIZE):
+            memory[at] = 1
+
+
+def sync_s(path: Path) -> float:
+    """Seconds that it takes to have all of `path` on the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        started = time.perf_counter()
+        os.fsync(fd)
+        return time.perf_counter() - started
     finally:
         os.close(fd)
