@@ -233,9 +233,12 @@ def _report(run: _Run, receipt: Receipt, *, complete: bool) -> None:
 
     run.counters.end_phase()
     outcome = Outcome(receipt.target, receipt.n_bytes, complete)
+    stats = run.resolved.run.stats
+    if stats is not None:
+        run.sampler.sample_if_none()
     memory = run.sampler.peak()
-    if run.resolved.run.stats is not None:
-        _write_stats(run, run.resolved.run.stats, outcome, memory)
+    if stats is not None:
+        _write_stats(run, stats, outcome, memory)
     report(run.counters, outcome, memory, run.resolved.run.log_format, sys.stderr)
 
 

@@ -52,7 +52,6 @@ class PwriteWriter:
         started = time.perf_counter()
         if self._is_fast and len(data) <= _INLINE_BYTES:
             _pwrite_all(fd, data, offset)
-            await anyio.lowlevel.cancel_shielded_checkpoint()
         else:
             await anyio.to_thread.run_sync(_pwrite_all, fd, data, offset)
         self._is_fast = time.perf_counter() - started < _FAST_S

@@ -19,7 +19,7 @@ from pipeline.flow.wakeup import Wakeup
 
 _MIB: Final = 1 << 20
 STEP_BYTES: Final = 64 * _MIB
-FLUSH_BYTES: Final = 8 * _MIB
+FLUSH_BYTES: Final = 16 * _MIB
 _KEEP_SIZE: Final = 1
 """FALLOC_FL_KEEP_SIZE: the file does not get longer."""
 _START_WRITING: Final = 2
