@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 
 from pipeline.memory.addresses import BoolArray, ByteArray
 
-_SAMPLES: Final = 8
-"""Words of a page that make its key. With 3, pages of the slab collide by the thousand: their
-sampled words are zeros and list heads."""
+_SAMPLES: Final = np.array([3, 67, 129, 190, 261, 331, 397, 466])
+"""Words of a 4 KiB page that make its key. No two at the same place of a slab object of whatever
+size: at even distances a third of all pages that are no copies have another one's key, zeros and
+list heads; with these one in forty."""
+_SAMPLED_WORDS: Final = 512
 # Odd weights that spread the sampled words over the key: multiples of 2**64 / golden ratio.
-_WEIGHTS: Final = np.arange(1, 2 * _SAMPLES, 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+_WEIGHTS: Final = np.arange(1, 2 * len(_SAMPLES), 2, dtype=np.uint64) * np.uint64(
+    0x9E3779B97F4A7C15
+)
 
 
 def zero_rows(pages: ByteArray) -> BoolArray:
@@ -47,8 +51,8 @@ def first_copies(pages: ByteArray, rows: NDArray[np.intp]) -> NDArray[np.intp]:
     so equal means equal. A batch without copies costs one sort of its keys.
     """
     words = pages.view(np.uint64)
-    step = words.shape[1] // _SAMPLES
-    keys = (words[:, step // 2 :: step] @ _WEIGHTS)[rows]
+    scale = words.shape[1] // _SAMPLED_WORDS
+    keys = (words[:, _SAMPLES * scale + _SAMPLES % scale] @ _WEIGHTS)[rows]
     order = np.argsort(keys, kind="stable")
     pairs = np.flatnonzero(keys[order][1:] == keys[order][:-1])
     if len(pairs) == 0:
