@@ -13,9 +13,10 @@ from msgspec import Struct
 
 from pipeline.errors import DumpError, UnsupportedError
 from stages.formats import elf, flattened, kdump
-from stages.reader.file_io import ImageFile, PlainFile
+from stages.reader.file_io import ImageFile
 from stages.reader.image import Image
 from stages.reader.read_errors import OnReadError
+from stages.reader.vmcore_file import open_local
 
 _HEAD_BYTES: Final = 64
 
@@ -78,7 +79,7 @@ def open_image(path: str, *, on_read_error: OnReadError | None = None) -> Image:
     Raises:
         DumpError: it can't be opened, is no memory image, or is a broken one.
     """
-    return open_file(PlainFile(path), on_read_error=on_read_error)
+    return open_file(open_local(path), on_read_error=on_read_error)
 
 
 def open_file(file: ImageFile, *, on_read_error: OnReadError | None = None) -> Image:

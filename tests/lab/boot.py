@@ -16,6 +16,7 @@ from tests.lab.machines import MACHINES
 from tests.lab.qemu import Guest, sections
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tests.lab.kernels import UnpackedKernel
@@ -82,16 +83,41 @@ def _take_from_running(image: Image, kernel: UnpackedKernel, scratch: Path, dump
 
 def _take_by_kexec(image: Image, kernel: UnpackedKernel, scratch: Path, dump: Path) -> None:
     """Way 2: the guest crashes, and its capture kernel copies /proc/vmcore to a second disk."""
+    crash(image, kernel, scratch, dump, serial_log(image))
+
+
+def crash(
+    image: Image,
+    kernel: UnpackedKernel,
+    scratch: Path,
+    dump: Path,
+    log: Path,
+    *,
+    init: str = "capture.sh",
+    disks: Sequence[Path] = (),
+) -> None:
+    """Boot the image's guest and crash it; its capture kernel runs `init`.
+
+    Args:
+        image: what the guest is.
+        kernel: of the guest, and of the capture.
+        scratch: a folder for its initial file systems.
+        dump: the capture kernel's second disk, which gets /proc/vmcore.
+        log: of the serial line.
+        init: a file of guest/.
+        disks: the capture kernel's third disk, and more.
+    """
     initrd, capture = scratch / "initrd", scratch / "capture"
-    initramfs.build_capture(kernel, capture)
+    initramfs.build_capture(kernel, capture, init)
     initramfs.build_guest(
         kernel, image.plan, initrd, {"vmlinuz": kernel.vmlinuz, "capture": capture}, crash=True
     )
     with dump.open("wb") as file:
         file.truncate((image.memory_mib + 64) * MIB)
     argv = _machine(image, kernel, initrd, f"crashkernel={CRASHKERNEL}")
-    argv += ["-drive", f"file={dump},if=virtio,format=raw,cache=unsafe"]
-    with Guest(argv, serial_log(image)) as guest:
+    for disk in (dump, *disks):
+        argv += ["-drive", f"file={disk},if=virtio,format=raw,cache=unsafe"]
+    with Guest(argv, log) as guest:
         guest.wait_for(READY, image.timeout_s)
         guest.wait_for("LAB-COPIED", KEXEC_TIMEOUT_S)
         guest.wait_end(60)

@@ -28,7 +28,7 @@ GUEST_MODULES = (
     "crc32c_generic",  # ext4 asks for it by name, so no dependency mentions it
     "ext4",
 )
-CAPTURE_MODULES = ("virtio_pci", "virtio_blk")
+CAPTURE_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
 
 
 def ensure_fill(architecture: str = debs.NATIVE) -> Path:
@@ -145,10 +145,10 @@ def build_guest(
         _pack(tree, into)
 
 
-def build_capture(kernel: UnpackedKernel, into: Path) -> None:
+def build_capture(kernel: UnpackedKernel, into: Path, init: str = "capture.sh") -> None:
     """Writes the initramfs of the capture kernel, which copies /proc/vmcore to its disk."""
     with tempfile.TemporaryDirectory(prefix="lab-capture-") as name:
         tree = Path(name)
-        _start_tree(tree, "capture.sh", kernel.architecture)
+        _start_tree(tree, init, kernel.architecture)
         _copy_modules(kernel, CAPTURE_MODULES, tree)
         _pack(tree, into)
