@@ -31,6 +31,7 @@ from msgspec import Struct
 from pipeline.errors import DumpError, WorkerDiedError
 from pipeline.flow.items import PageBatch
 from pipeline.flow.wakeup import Wakeup
+from pipeline.obs.log import log_event
 from stages.compressor.encode import BatchWorker, Encoded
 from stages.compressor.pool import Job, load_slot
 from stages.compressor.slots import Slot, SlotArena
@@ -46,6 +47,8 @@ class _Worker(Struct):
     pid: int
     link: socket.socket
     n_jobs: int = 0
+    is_reaped: bool = False
+    """Its number may be another process's by now."""
 
 
 class ProcessPool:
@@ -73,6 +76,20 @@ class ProcessPool:
         try:
             for _ in range(self.n_workers):
                 self._workers.append(self._fork())
+        except OSError as error:
+            # A limit on processes, or no memory for one: fewer of them make the same dump.
+            if not self._workers:
+                raise WorkerDiedError(
+                    f"no worker process can be started: {error.strerror}; "
+                    "--set compressor.mode=inline needs none"
+                ) from error
+            log_event(
+                "workers_not_started",
+                "warning",
+                n_started=len(self._workers),
+                n_wanted=self.n_workers,
+                text=error.strerror,
+            )
         finally:
             gc.unfreeze()
         return self
@@ -83,11 +100,13 @@ class ProcessPool:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        left = [worker for worker in self._workers if not worker.is_reaped]
         for worker in self._workers:
             worker.link.close()
+        for worker in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
-        for worker in self._workers:
+        for worker in left:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(worker.pid, 0)
         self._workers.clear()
@@ -95,7 +114,12 @@ class ProcessPool:
     def _fork(self) -> _Worker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         if pid == 0:
             ours.close()
             for other in self._workers:
@@ -136,7 +160,11 @@ class ProcessPool:
         self._freed.wake()
 
     def _obituary(self, worker: _Worker) -> str:
-        _, status = os.waitpid(worker.pid, 0)
+        worker.is_reaped = True
+        try:
+            _, status = os.waitpid(worker.pid, 0)
+        except ChildProcessError:  # whoever started us ignores SIGCHLD: the kernel has reaped it
+            return f"worker process {worker.pid} died"
         code = os.waitstatus_to_exitcode(status)
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"worker process {worker.pid} died ({how})"
@@ -197,7 +225,9 @@ def _answer(worker: BatchWorker, arena: SlotArena, job: bytes) -> bytes:
     try:
         encoded = worker.run(slot, n_pages, pages)
     except Exception as error:  # whatever it is, the parent must hear of it
-        text = (str(error) or type(error).__name__).encode()[: _MAX_MESSAGE - _ANSWER.size]
+        said = str(error) or type(error).__name__
+        # A file's name in it may be any bytes.
+        text = said.encode(errors="backslashreplace")[: _MAX_MESSAGE - _ANSWER.size]
         return _ANSWER.pack(index, 0, 0, time.process_time() - started) + text
     seconds = time.process_time() - started
     return _ANSWER.pack(index, encoded.n_bytes, encoded.n_shared, seconds)

@@ -207,6 +207,65 @@ class TestProcesses:
 
         assert caught.group_contains(WorkerDiedError, match="SIGKILL")
 
+    async def test_killed_worker_whose_parent_ignores_sigchld(self) -> None:
+        """The kernel reaps it then, so nobody knows how it died; that it did is told."""
+        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        try:
+            with compressor("processes", MemoryImage(CAPACITY)) as (stage, pool):
+                assert isinstance(pool, ProcessPool)
+                os.kill(pool.pids[0], signal.SIGKILL)
+                with pytest.raises(BaseExceptionGroup) as caught:
+                    await stage.run(Batches("in", 1 << 20), Coded("out", 1 << 20))
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+
+        assert caught.group_contains(WorkerDiedError, match="worker process [0-9]+ died")
+
+    async def test_worker_that_was_reaped_is_not_killed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its number may be another process's by then."""
+        killed: list[int] = []
+        kill = os.kill
+
+        def noted(pid: int, number: int) -> None:
+            killed.append(pid)
+            kill(pid, number)
+
+        with compressor("processes", MemoryImage(CAPACITY)) as (stage, pool):
+            assert isinstance(pool, ProcessPool)
+            dead, alive = pool.pids
+            kill(dead, signal.SIGKILL)
+            with pytest.raises(BaseExceptionGroup):
+                await stage.run(Batches("in", 1 << 20), Coded("out", 1 << 20))
+            monkeypatch.setattr(os, "kill", noted)
+
+        assert killed == [alive]
+
+    @pytest.mark.parametrize("n_forks", [0, 1])
+    async def test_fork_that_is_refused(
+        self, n_forks: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With some workers the dump goes on; with none the error says what to do."""
+        fork = os.fork
+        left = [fork] * n_forks
+
+        def limited() -> int:
+            if not left:
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            return left.pop()()
+
+        monkeypatch.setattr(os, "fork", limited)
+        image = MemoryImage(4 * CAPACITY)
+        if n_forks == 0:
+            with pytest.raises(WorkerDiedError, match="no worker process can be started"):
+                compressor("processes", image).__enter__()
+            return
+        with compressor("processes", image) as (stage, _):
+            seen, _ = await run_through(stage, [batch(seq) for seq in range(4)])
+
+        assert [seq for seq, _ in seen] == [0, 1, 2, 3]
+
     async def test_no_worker_outlives_the_pool(self) -> None:
         """Leaving the pool reaps every worker, also ones in the middle of a batch."""
         image = MemoryImage(CAPACITY)
