@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 import aiofiles
+import anyio
 
 
 class AiofilesWriter:
@@ -18,12 +19,14 @@ class AiofilesWriter:
         self._handle: Any = None
 
     async def write(self, fd: int, data: memoryview, offset: int) -> None:
-        if self._handle is None:
-            self._handle = await aiofiles.open(os.dup(fd), "r+b", buffering=0)
-        await self._handle.seek(offset)
-        while data:
-            done = await self._handle.write(data)
-            data = data[done:]
+        # Cancelled, aiofiles leaves a thread that writes on, from a buffer in other hands by then.
+        with anyio.CancelScope(shield=True):
+            if self._handle is None:
+                self._handle = await aiofiles.open(os.dup(fd), "r+b", buffering=0)
+            await self._handle.seek(offset)
+            while data:
+                done = await self._handle.write(data)
+                data = data[done:]
 
     async def close(self) -> None:
         if self._handle is not None:

@@ -138,6 +138,8 @@ class FileSink:
         await anyio.lowlevel.checkpoint()  # a run that was interrupted meanwhile is not complete
         if self._final_head is not None:
             await self._write(self._final_head)
+            # Where it is the only one (encrypted dumps), from here on there is something to keep.
+            self._has_head = self._has_pages = True
             await anyio.to_thread.run_sync(self._file.sync)
         await self._writer.close()
         return Receipt(str(self._file.path), self._end, time.perf_counter() - started)

@@ -16,6 +16,8 @@ _PRIVATE: Final = 0o600
 """Dumps hold secrets: nobody else may read them."""
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 """What file systems without hard links answer (vfat, some network ones)."""
+_NO_SYNC: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+"""What file systems answer that cannot sync directories (some network ones, FUSE)."""
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -138,6 +140,10 @@ class PartialFile:
             # A rename would replace what appeared under the name since `claim`; a link never does.
             self.path.hardlink_to(self.partial)
         except FileExistsError:
+            # NFS says so of its own link when the answer to the first request was lost.
+            if not self.path.is_symlink() and self.path.samefile(self.partial):
+                self.partial.unlink()
+                return
             raise self._taken() from None
         except OSError as error:
             if error.errno not in _NO_LINKS:
@@ -174,8 +180,14 @@ class PartialFile:
 
 
 def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:  # a drop box: files may be made there, and not be listed
+        return
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(fd)

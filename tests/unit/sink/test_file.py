@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from pipeline.errors import SinkError, StageError, UsageError
+from pipeline.flow.channel import Channel
 from pipeline.flow.items import HeadOrder
+from pipeline.run.runner import Flow, run_flow
 from stages.formats.flattened import END_RECORD, HEADER
 from stages.sink.aio import AiofilesWriter
 from stages.sink.file import FileSink, PositionedWriter, PwriteWriter
@@ -195,6 +202,64 @@ class TestFlattenedFile:
         assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("order", [HeadOrder.BOTH, HeadOrder.LAST])
+async def test_whole_dump_whose_name_was_taken(order: HeadOrder, tmp_path: Path) -> None:
+    """It stays under its partial name and is told of, encrypted (one head, last) or not."""
+    stream = ChunkStream(MIB, head_order=order)
+    sink = file_sink(tmp_path / "dump")
+    await sink.open()
+    await run_flow(Flow(stream, [], sink, [Channel[Any]("chunks", MIB)]))
+    (tmp_path / "dump").write_bytes(b"somebody else's")
+
+    with pytest.raises(SinkError, match="appeared"):
+        await sink.commit()
+
+    assert await sink.abort() == str(tmp_path / "dump.partial")
+    assert (tmp_path / "dump.partial").read_bytes() == stream.expected()
+
+
+async def test_cancelled_aiofiles_writer_has_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever cancels a write may use its buffer again, and the descriptor."""
+    busy: list[str] = []
+
+    class SlowFile(io.FileIO):
+        def write(self, data: Any) -> int:
+            busy.append("begun")
+            time.sleep(0.1)
+            busy.append("done")
+            return super().write(data)
+
+    monkeypatch.setattr("aiofiles.threadpool.sync_open", lambda fd, mode, **_: SlowFile(fd, mode))
+    fd = os.open(tmp_path / "dump", os.O_RDWR | os.O_CREAT)
+    writer = AiofilesWriter()
+
+    with anyio.move_on_after(0.05) as scope:
+        await writer.write(fd, memoryview(bytes(100)), 0)
+        await anyio.lowlevel.checkpoint()
+    seen = [*busy]
+    await writer.close()
+    os.close(fd)
+
+    assert scope.cancelled_caught
+    assert seen == ["begun", "done"]
+
+
+@contextmanager
+def nobody(pipe: int) -> Iterator[None]:
+    """As a user who may not open `pipe`, and has it open; root may open anything."""
+    os.fchmod(pipe, 0)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
 class TestPipe:
     async def read_all(self, fd: int, step: int) -> bytes:
         """Everything that comes out of a pipe, `step` bytes at a time."""
@@ -261,6 +326,76 @@ class TestPipe:
         assert scope.cancelled_caught
         assert got.startswith(HEADER)
         assert not got.endswith(END_RECORD)
+
+    async def test_pipe_of_somebody_else(self) -> None:
+        """One that may not be opened a second time takes the stream all the same."""
+        reading, writing = os.pipe()
+        stream = ChunkStream(MIB)
+        got: list[bytes] = []
+        sink = FlattenedSink(StdoutStream(writing))
+        with nobody(writing):
+            await sink.open()
+
+        async def read() -> None:
+            got.append(await self.read_all(reading, 1 << 20))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await run_flow(Flow(stream, [], sink, [Channel[Any]("chunks", MIB)]))
+            await sink.commit()
+            os.close(writing)
+        os.close(reading)
+
+        assert rearranged(got[0]) == stream.expected()
+
+    async def test_reader_of_such_a_pipe_that_sleeps(self) -> None:
+        """The sink can be cancelled here, too."""
+        reading, writing = os.pipe()
+        sink = FlattenedSink(StdoutStream(writing))
+        with nobody(writing):
+            await sink.open()
+
+        with anyio.move_on_after(0.2) as scope:
+            await run_flow(Flow(ChunkStream(MIB), [], sink, [Channel[Any]("chunks", MIB)]))
+        await sink.abort()
+
+        assert scope.cancelled_caught
+        os.close(reading)
+        os.close(writing)
+
+    async def test_socket(self) -> None:
+        """What sshd and inetd give; the reader may be slow."""
+        ours, theirs = socket.socketpair()
+        stream = ChunkStream(2 * MIB, chunk_bytes=300_000)
+        got: list[bytes] = []
+
+        async def read() -> None:
+            got.append(await self.read_all(ours.fileno(), 10_000))
+
+        with ours:
+            async with anyio.create_task_group() as group:
+                group.start_soon(read)
+                with theirs:
+                    await send(stream, FlattenedSink(StdoutStream(theirs.fileno())))
+                    assert theirs.getblocking()
+
+        assert rearranged(got[0]) == stream.expected()
+
+    async def test_socket_whose_reader_sleeps(self) -> None:
+        """The sink waits, and can be cancelled while it does."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            with anyio.move_on_after(0.2) as scope:
+                await send(ChunkStream(2 * MIB), FlattenedSink(StdoutStream(theirs.fileno())))
+
+            assert scope.cancelled_caught
+
+    async def test_socket_whose_reader_goes_away(self) -> None:
+        """The same words as about a pipe."""
+        ours, theirs = socket.socketpair()
+        ours.close()
+        with theirs, pytest.raises(StageError, match="the reader went away after 0 bytes"):
+            await send(ChunkStream(MIB), FlattenedSink(StdoutStream(theirs.fileno())))
 
     async def test_terminal(self) -> None:
         """Is no place for a dump."""

@@ -122,6 +122,32 @@ class TestCommit:
         assert file.keep()
         assert names(tmp_path) == ["dump", "dump.partial"]
 
+    def test_link_that_was_made_all_the_same(self, tmp_path: Path) -> None:
+        """NFS may make the link, lose its answer, and refuse the second request: it is ours."""
+        file = claimed(tmp_path / "dump")
+        os.link(tmp_path / "dump.partial", tmp_path / "dump")
+
+        file.commit()
+
+        assert names(tmp_path) == ["dump"]
+
+    @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+    def test_directories_that_cannot_be_synced(
+        self, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Some file systems do not know how; the dump has its name nevertheless."""
+        sync = os.fsync
+
+        def fsync(fd: int) -> None:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                raise OSError(number, "")
+            sync(fd)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        claimed(tmp_path / "dump", fsync=True).commit()
+
+        assert names(tmp_path) == ["dump"]
+
     def test_without_hard_links(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """vfat has none: a rename does."""
         monkeypatch.setattr(Path, "hardlink_to", refuse_link)
