@@ -159,6 +159,8 @@ class FanOutSink:
             for branch in self._live():
                 if early_head and branch.sink.head_order is HeadOrder.LAST:
                     continue
+                if branch.error is not None:
+                    continue  # while another one was waited for: it will let go of nothing more
                 await self._send(branch, _for_branch(branch, chunk, share))
         finally:
             share.let_go()

@@ -179,6 +179,23 @@ async def test_a_target_that_fails_is_dropped(fail_at: int) -> None:
     assert stream.slots.n_out == 0
 
 
+async def test_targets_that_fail_while_another_one_is_waited_for() -> None:
+    """Memory of the chunk that was about to reach them goes back all the same."""
+    slow_gate, bad_gate = anyio.Event(), anyio.Event()
+    slow = MemorySink(gate=slow_gate)
+    bad = [MemorySink(gate=bad_gate, fail_at=1) for _ in range(2)]
+    stream = ChunkStream(SIZE, chunk_bytes=50_000)
+    async with anyio.create_task_group() as group:
+        group.start_soon(send, stream, fan(slow, *bad, buffer_bytes=200_000))
+        await anyio.wait_all_tasks_blocked()  # the slow one has all that it holds
+        bad_gate.set()
+        await anyio.wait_all_tasks_blocked()
+        assert [sink.steps[-1] for sink in bad] == ["abort", "abort"]
+        slow_gate.set()
+    assert slow.data == stream.expected()
+    assert stream.slots.n_out == 0
+
+
 @pytest.mark.parametrize("step", ["open", "run", "commit"])
 async def test_a_target_may_fail_at_any_step(step: str) -> None:
     """Opening, running, committing: the others go on."""
