@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -85,6 +85,11 @@ class BlockRead:
     def wait(self) -> None:
         """Block until it is done."""
         self._done.wait()
+
+    def give_up(self, why: SourceError) -> None:
+        """End a read that will not run: those who wait for it get `why`."""
+        self.error = why
+        self._done.set()
 
 
 class BlockCache:
@@ -166,13 +171,21 @@ class BlockCache:
         self._pump()
 
     def close(self) -> None:
-        """End prefetching; what nobody asked for is counted as wasted."""
+        """End prefetching; what nobody asked for is counted as wasted.
+
+        Whoever waits for a read that was still queued gets a `SourceError`. Those that run are not
+        waited for here, which may take as long as the line likes: they end by themselves, or when
+        the image is closed.
+        """
         self._closed = True
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)
         self._absorb()
         self.stats.wasted += len(self._unused)
         self._unused.clear()
+
+    def _closed_error(self) -> SourceError:
+        return SourceError(f"{self._image.path}: the cache was closed")
 
     async def _read_blocks(
         self, fresh: list[int], missing: list[int], preferred: bool, rest: _Rest
@@ -200,6 +213,8 @@ class BlockCache:
 
     async def _read_past(self, pfns: PfnArray) -> tuple[ByteArray, BoolArray]:
         """Pages of a request that would push out a quarter of the cache: as they are, not kept."""
+        if self._closed:
+            raise self._closed_error()
         order, inverse = np.unique(pfns, return_inverse=True)
         pages = np.empty((len(order), self.page_size), dtype=np.uint8)
         self._book_read(pages.nbytes)
@@ -212,15 +227,20 @@ class BlockCache:
 
     def _start(self, keys: list[int], preferred: bool, *, hinted: bool) -> BlockRead:
         if self._closed:
-            raise SourceError(f"{self._image.path}: the cache was closed")
+            raise self._closed_error()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="cache")
         read = BlockRead(self._image, sorted(keys), self._per_block, hinted=hinted)
+        future = self._pool.submit(self._run, read, preferred)  # before anybody can wait for it
+        future.add_done_callback(lambda ended: self._after(ended, read))
         for key in keys:
             self._under_way[key] = read
         self._book_read(len(keys) * self._block_bytes)
-        self._pool.submit(self._run, read, preferred)
         return read
+
+    def _after(self, ended: Future[None], read: BlockRead) -> None:
+        if ended.cancelled():
+            read.give_up(self._closed_error())
 
     def _book_read(self, n_bytes: int) -> None:
         self.stats.reads += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import pytest
@@ -159,6 +160,55 @@ class TestTrouble:
                 group.start_soon(ask, first)
         cache.close()
 
+    async def test_close_wakes_all_who_wait(self) -> None:
+        """Reads that run are answered; those that were queued behind them end in an error."""
+        image = LineImage()
+        cache = cache_of(image, prefetch=False)
+        image.gate.clear()
+        answered: list[int] = []
+        refused: list[str] = []
+
+        async def ask(pfn: int) -> None:
+            try:
+                rows, _ = await cache.get_many(pfns_of(pfn))
+            except SourceError as error:
+                refused.append(str(error))
+            else:
+                assert rows_of(rows) == told(image, pfn)
+                answered.append(pfn)
+
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as group:
+                for nth in range(12):
+                    group.start_soon(ask, nth * BLOCK_PAGES)
+                await until(lambda: len(image.reads) == 8)
+                cache.close()
+                await until(lambda: len(refused) == 4)
+                assert answered == []
+                image.gate.set()
+
+        assert len(image.reads) == len(answered) == 8
+        assert refused == ["memory: the cache was closed"] * 4
+
+    async def test_thread_that_cannot_be_had(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A read that could not be started is nobody's to wait for; the next one asks anew."""
+        image = LineImage()
+        cache = cache_of(image)
+
+        def refuse(_pool: ThreadPoolExecutor) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ThreadPoolExecutor, "_adjust_thread_count", refuse)
+            with pytest.raises(RuntimeError, match="new thread"):
+                await cache.get_many(pfns_of(8))
+        with anyio.fail_after(5):
+            rows, good = await cache.get_many(pfns_of(8))
+
+        assert good.all()
+        assert rows_of(rows) == told(image, 8)
+        cache.close()
+
     async def test_close_ends_what_is_under_way(self) -> None:
         """Nothing new starts after `close`, and a request says so."""
         image = LineImage()
@@ -166,8 +216,9 @@ class TestTrouble:
         cache.close()
 
         cache.hint(pfns_of(8))
-        with pytest.raises(SourceError, match="closed"):
-            await cache.get_many(pfns_of(8))
+        for pfns in (pfns_of(8), pfns_of(*range(0, 4000, BLOCK_PAGES))):
+            with pytest.raises(SourceError, match="closed"):
+                await cache.get_many(pfns)
         assert image.reads == []
 
 
