@@ -12,16 +12,16 @@ import random
 import re
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin
 
 from pipeline.errors import UnsupportedError
 from pipeline.obs.log import log_event
+from stages.reader.http_connections import Connections, Place, ProxyRefusedError
+from stages.reader.pieces import MAX_OFF
 from stages.reader.remote_file import HEAD_BLOCK, Outcome, Request
 from stages.reader.remote_link import Link, SourceError
 
@@ -35,7 +35,9 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _EXPIRED: Final = frozenset({401, 403, 404, 410})
 """What signed URLs answer some time after a redirection: the first one gives another."""
 _MAX_REDIRECTS: Final = 5
-_PORTS: Final = {"http": 80, "https": 443}
+_SCHEMES: Final = ("http", "https")
+_URL_MARKS: Final = ":/?#[]@!$&'()*+,;=%~"
+"""What stays in a Location as it is, beside letters and digits."""
 _MAX_RETRY_AFTER_S: Final = 120.0
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
@@ -49,42 +51,12 @@ def unsigned(_url: str, headers: Mapping[str, str]) -> dict[str, str]:
     return dict(headers)
 
 
-def origin_of(url: str) -> tuple[str, str, int | None]:
-    """What has to be the same for credentials to be sent: scheme, host and port."""
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
-
-
 class _TransientError(Exception):
     """Another attempt may succeed."""
 
     def __init__(self, why: str, retry_after_s: float = 0.0) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(why)
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where requests go; changes when the server redirects."""
-
-    url: str
-
-    @property
-    def is_tls(self) -> bool:
-        return urlsplit(self.url).scheme == "https"
-
-    @property
-    def host(self) -> str:
-        return urlsplit(self.url).hostname or ""
-
-    @property
-    def port(self) -> int | None:
-        return urlsplit(self.url).port
-
-    @property
-    def target(self) -> str:
-        parts = urlsplit(self.url)
-        return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
 class HttpTransport:
@@ -114,6 +86,7 @@ class HttpTransport:
         Raises:
             SourceError: not reached, or refused.
             UnsupportedError: the server has no ranges.
+            ConfigError: what the environment names is no proxy.
         """
         self.path = shown
         self.link = link
@@ -121,12 +94,9 @@ class HttpTransport:
         self._net = net
         self._sign = sign
         self._pause = pause
-        self._first = self._place = _Place(url)
+        self._first = self._place = Place.of(url)
         self._tag: str | None = None
-        self._idle: list[http.client.HTTPConnection] = []
-        self._lock = threading.Lock()
-        self._closed = False
-        self._tls: ssl.SSLContext | None = None
+        self._connections = Connections(shown, net)
         self._pool = ThreadPoolExecutor(link.max_in_flight, thread_name_prefix="source")
         try:
             view = memoryview(bytearray(HEAD_BLOCK))
@@ -140,12 +110,18 @@ class HttpTransport:
             return [self._fetch_one(requests[0])]
         try:
             return list(self._pool.map(self._fetch_one, requests))
-        except RuntimeError as error:  # the pool takes nothing after `close`
+        except (RuntimeError, CancelledError) as error:  # `close` empties the pool
             raise SourceError(f"{self.path}: closed") from error
 
     def _fetch_one(self, request: Request) -> int:
-        if self.size is not None and request[1] >= self.size:
-            return 0
+        """Fill the view up to the end of the file; a server may send less than it was asked for."""
+        view, off = request
+        done = 0
+        while done < len(view) and (self.size is None or off + done < self.size):
+            done += self._fetch_piece((view[done:], off + done))
+        return done
+
+    def _fetch_piece(self, request: Request) -> int:
         give_up_at = time.monotonic() + self._net.retry_deadline_s
         n_failures = 0
         while True:
@@ -160,7 +136,7 @@ class HttpTransport:
                     self._net.retry_most_s, self._net.retry_first_s * 2 ** min(n_failures, 30)
                 )
                 delay = max(error.retry_after_s, random.uniform(0, bound))
-                if self._closed or time.monotonic() + delay >= give_up_at:
+                if self._connections.is_closed or time.monotonic() + delay >= give_up_at:
                     tries = f"{n_failures} attempts" if n_failures > 1 else "one attempt"
                     raise SourceError(f"{self.path}: {error} ({tries})") from error
                 if self.size is None:  # nobody has heard anything yet
@@ -183,37 +159,39 @@ class HttpTransport:
         went_back = False
         for _ in range(_MAX_REDIRECTS):
             place = self._place
-            connection = self._connection(place)
+            connection = self._connections.take(place)
             try:
-                answer = self._ask(connection, place, request)
-                if answer.status in _REDIRECTS:
-                    connection.close()
-                    self._follow(place, answer)
-                    continue
-                if answer.status in _EXPIRED and place is not self._first and not went_back:
-                    connection.close()
-                    self._place, went_back = self._first, True
-                    continue
-                got = self._take(answer, request)
-            except (OSError, http.client.HTTPException) as error:
-                connection.close()
-                raise self._failure(error) from error
+                # An answer that ends with its connection holds the socket, too.
+                with self._ask(connection, place, request) as answer:
+                    if answer.status in _REDIRECTS:
+                        self._connections.drop(connection)
+                        self._follow(place, answer)
+                        continue
+                    if answer.status in _EXPIRED and place is not self._first and not went_back:
+                        self._connections.drop(connection)
+                        self._place, went_back = self._first, True
+                        continue
+                    got = self._take(answer, request)
+            except (OSError, http.client.HTTPException, ProxyRefusedError) as error:
+                self._connections.drop(connection)
+                raise self._failure(error, place) from error
             except BaseException:
-                connection.close()
+                self._connections.drop(connection)
                 raise
-            self._give_back(connection, place)
+            self._connections.give_back(connection, place)
             return got
         raise SourceError(f"{self.path}: more than {_MAX_REDIRECTS} redirections")
 
     def _ask(
-        self, connection: http.client.HTTPConnection, place: _Place, request: Request
+        self, connection: http.client.HTTPConnection, place: Place, request: Request
     ) -> http.client.HTTPResponse:
         view, off = request
         last = off + len(view) - 1
         headers = {"Range": f"bytes={off}-{last}", "Accept-Encoding": "identity"}
         if self._tag is not None:
             headers["If-Match"] = self._tag
-        connection.request("GET", place.target, headers=self._sign(place.url, headers))
+        headers = self._sign(place.url, headers) | place.headers
+        connection.request("GET", place.target, headers=headers)
         return connection.getresponse()
 
     def _take(self, answer: http.client.HTTPResponse, request: Request) -> int:
@@ -235,7 +213,9 @@ class HttpTransport:
             if not got:
                 raise _TransientError(f"the answer ended after {done} of {len(view)} bytes")
             done += got
-        answer.read()  # nothing is left, and the client marks the answer as finished
+        # Reading on marks the answer as finished, and must not bring anything.
+        if not answer.isclosed() and answer.read(1):
+            raise SourceError(f"{self.path}: sends more than the {done} bytes that it announces")
         return done
 
     def _check_status(self, answer: http.client.HTTPResponse) -> None:
@@ -244,7 +224,7 @@ class HttpTransport:
             return
         if status in _TRANSIENT:
             after = answer.getheader("Retry-After", "")
-            wait = min(float(after), _MAX_RETRY_AFTER_S) if after.isdigit() else 0.0
+            wait = min(float(after), _MAX_RETRY_AFTER_S) if after.isdecimal() else 0.0
             raise _TransientError(f"HTTP {status} {answer.reason}", wait)
         if status == _CHANGED:
             raise SourceError(f"{self.path}: changed while it was read")
@@ -259,69 +239,44 @@ class HttpTransport:
         if found is None:
             raise SourceError(f"{self.path}: Content-Range is {text[:80]!r}, wanted bytes A-B/SIZE")
         first, last, size = (int(group) for group in found.groups())
-        if not first <= last < size:
+        if not first <= last < size <= MAX_OFF:
             raise SourceError(f"{self.path}: Content-Range is {text!r}, which makes no sense")
         return first, last + 1, size
 
-    def _follow(self, place: _Place, answer: http.client.HTTPResponse) -> None:
-        url = urljoin(place.url, answer.getheader("Location", ""))
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+    def _follow(self, place: Place, answer: http.client.HTTPResponse) -> None:
+        location = quote(answer.getheader("Location", "").encode("latin-1"), safe=_URL_MARKS)
+        try:
+            following = Place.of(urljoin(place.url, location))
+        except ValueError:
+            following = None
+        if following is None or following.origin[0] not in _SCHEMES or not following.origin[1]:
             raise SourceError(f"{self.path}: redirected to something that is no http or https URL")
-        if place.is_tls and not _Place(url).is_tls:
+        if place.is_tls and not following.is_tls:
             raise SourceError(f"{self.path}: redirected from https to http")
-        self._place = _Place(url)
+        self._place = following
 
-    def _connection(self, place: _Place) -> http.client.HTTPConnection:
-        with self._lock:
-            if self._closed:
-                raise SourceError(f"{self.path}: closed")
-            if self._idle:
-                return self._idle.pop()
-        timeout = self._net.connect_timeout_s
-        if not place.is_tls:
-            return http.client.HTTPConnection(place.host, place.port, timeout=timeout)
-        return http.client.HTTPSConnection(
-            place.host, place.port, timeout=timeout, context=self._tls_context()
-        )
-
-    def _tls_context(self) -> ssl.SSLContext:
-        with self._lock:
-            if self._tls is None:
-                from stages.sink.web_client import tls_context
-
-                self._tls = tls_context(self._net)
-            return self._tls
-
-    def _give_back(self, connection: http.client.HTTPConnection, place: _Place) -> None:
-        if connection.sock is not None:
-            connection.sock.settimeout(self._net.stall_timeout_s)
-        with self._lock:
-            if not self._closed and place is self._place:
-                self._idle.append(connection)
-                return
-        connection.close()
-
-    def _failure(self, error: Exception) -> Exception:
+    def _failure(self, error: Exception, place: Place) -> Exception:
         match error:
             case ssl.SSLCertVerificationError():
                 why = error.verify_message or str(error)
-                return SourceError(f"{self.path}: certificate not trusted: {why}")
+                return SourceError(f"{self.path}: {place.via}certificate not trusted: {why}")
             case socket.gaierror() if error.errno != socket.EAI_AGAIN:
-                return SourceError(f"{self.path}: {error.strerror}")
+                return SourceError(f"{self.path}: {place.via}{error.strerror}")
+            case ProxyRefusedError() if error.status not in _TRANSIENT:
+                return SourceError(f"{self.path}: {place.via}{error}")
             case TimeoutError():
-                return _TransientError("no answer in time")
+                why = "no answer in time"
             case OSError():
-                return _TransientError(error.strerror or str(error) or type(error).__name__)
+                why = error.strerror or str(error) or type(error).__name__
+            case ProxyRefusedError():
+                why = str(error)
             case _:
-                return _TransientError(f"{type(error).__name__}: {error}")
+                why = f"{type(error).__name__}: {error}"
+        return _TransientError(f"{place.via}{why}")
 
     def holes(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         return iter(())
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        self._connections.close()
         self._pool.shutdown(wait=False, cancel_futures=True)

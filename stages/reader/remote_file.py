@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from operator import add, sub
 from typing import Final, Protocol
 
+from stages.reader.pieces import MAX_OFF
 from stages.reader.remote_link import Link
 
 HEAD_BLOCK: Final = 64 << 10
@@ -83,11 +84,15 @@ class RemoteFile:
 
     def read(self, off: int, n_bytes: int) -> bytes:
         """Small reads come out of blocks that are kept: headers lie side by side."""
-        if self.size is not None:
-            n_bytes = max(min(n_bytes, self.size - off), 0)
-        if n_bytes > HEAD_BLOCK:
-            buffer = bytearray(n_bytes)
-            return bytes(memoryview(buffer)[: self.read_into(memoryview(buffer), off)])
+        n_bytes = max(min(n_bytes, self._end - off), 0)
+        if n_bytes <= HEAD_BLOCK:
+            try:
+                return self._read_kept(off, n_bytes)
+            except OSError:  # maybe of a part of the block that is not wanted
+                pass
+        return self._read_whole(off, n_bytes)
+
+    def _read_kept(self, off: int, n_bytes: int) -> bytes:
         pieces: list[bytes] = []
         while n_bytes > 0:
             number, skip = divmod(off, HEAD_BLOCK)
@@ -105,14 +110,25 @@ class RemoteFile:
             if block is not None:
                 self._blocks.move_to_end(number)
                 return block
-        buffer = bytearray(HEAD_BLOCK)
-        got = self.read_into(memoryview(buffer), number * HEAD_BLOCK)
-        block = bytes(memoryview(buffer)[:got])
+        start = number * HEAD_BLOCK
+        block = self._read_whole(start, min(HEAD_BLOCK, self._end - start))
         with self._lock:
             self._blocks[number] = block
             while len(self._blocks) > _HEAD_BLOCKS:
                 self._blocks.popitem(last=False)
         return block
+
+    @property
+    def _end(self) -> int:
+        return MAX_OFF if self.size is None else self.size
+
+    def _read_whole(self, off: int, n_bytes: int) -> bytes:
+        """Bytes from `off` on, fewer at the end only: a bad sector must not look like one."""
+        view = memoryview(bytearray(n_bytes))
+        done = 0
+        while done < n_bytes and (got := self.read_into(view[done:], off + done)):
+            done += got
+        return bytes(view[:done])
 
     def read_into(self, view: memoryview, off: int) -> int:
         (outcome,) = self.read_batch([view], [off])

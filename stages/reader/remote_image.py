@@ -151,7 +151,8 @@ def _split_url(url: str) -> _Place:
     """
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        host, port = parts.hostname or "", parts.port
+        name = host if host.isascii() else host.encode("idna").decode("ascii")
     except ValueError as error:
         raise UsageError(f"not a URL: {error}") from error
     if not host:
@@ -160,9 +161,10 @@ def _split_url(url: str) -> _Place:
         raise UsageError(
             f"{parts.scheme}://{host}: a password must not stand in a URL; netrc is the place"
         )
-    netloc = (f"[{host}]" if ":" in host else host) + ("" if port is None else f":{port}")
+    netloc = (f"[{name}]" if ":" in name else name) + ("" if port is None else f":{port}")
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
-    asked = urlunsplit((parts.scheme.lower(), netloc, path, parts.query, ""))
+    query = quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
+    asked = urlunsplit((parts.scheme.lower(), netloc, path, query, ""))
     shown = urlunsplit((parts.scheme, netloc, parts.path, "", ""))
     return _Place(shown, asked, host, unquote(parts.username) if parts.username else None)
 
@@ -173,7 +175,8 @@ def _signer(place: _Place, http: HttpSettings) -> Sign:
     Raises:
         SourceError: a file of secrets that was named cannot be read, or holds nothing of use.
     """
-    from stages.reader.http_transport import origin_of, unsigned
+    from stages.reader.http_connections import origin_of
+    from stages.reader.http_transport import unsigned
     from stages.sink.http_auth import authorization
     from stages.sink.http_url import HttpTarget
 

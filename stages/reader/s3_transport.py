@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from stages.reader.http_transport import HttpTransport, origin_of
+from stages.reader.http_connections import origin_of
+from stages.reader.http_transport import HttpTransport
 from stages.reader.remote_link import SourceError
 from stages.sink.s3_credentials import S3Signer
 from stages.sink.s3_location import find_place, parse_s3_url

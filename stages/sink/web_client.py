@@ -61,7 +61,7 @@ class Answer:
     def retry_after_s(self) -> float | None:
         """When the server wants to be asked again, if it says so in seconds."""
         text = self.headers.get("retry-after", "")
-        return min(float(text), _MAX_RETRY_AFTER_S) if text.isdigit() else None
+        return min(float(text), _MAX_RETRY_AFTER_S) if text.isdecimal() else None
 
 
 class WebClient:

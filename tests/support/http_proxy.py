@@ -12,13 +12,18 @@ import anyio
 from anyio.abc import ByteStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-_ENDED = (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError)
+_ENDED = (
+    anyio.EndOfStream,
+    anyio.IncompleteRead,
+    anyio.BrokenResourceError,
+    anyio.ClosedResourceError,
+)
 
 
 @dataclass
 class HttpProxy:
     """Attributes:
-    seen: the first line of what every connection asked for.
+    seen: the first line of every request, and of what goes on in a tunnel nothing.
     authorization: value that ``Proxy-Authorization`` must have, empty for none.
     """
 
@@ -52,21 +57,53 @@ class HttpProxy:
     async def _forward(
         self, stream: ByteStream, incoming: BufferedByteReceiveStream, first: str, lines: list[str]
     ) -> None:
-        method, target, version = first.split(" ")
+        method, target, _ = first.split(" ")
         parts = urlsplit(f"//{target}" if method == "CONNECT" else target)
         assert parts.hostname is not None
-        async with await anyio.connect_tcp(parts.hostname, parts.port or 80) as upstream:
+        upstream = await anyio.connect_tcp(parts.hostname, parts.port or 80)
+        async with upstream, anyio.create_task_group() as group:
+            group.start_soon(_pump, upstream, stream)
             if method == "CONNECT":
                 await stream.send(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                await _pump(incoming, upstream)
             else:
-                # One request a connection is enough here.
-                ours = ("connection:", "proxy-authorization:")
-                kept = [line for line in lines if not line.lower().startswith(ours)]
-                again = "\r\n".join([f"{method} {parts.path} {version}", *kept, "", ""])
-                await upstream.send(again.encode("latin-1"))
-            async with anyio.create_task_group() as group:
-                group.start_soon(_pump, incoming, upstream)
-                group.start_soon(_pump, upstream, stream)
+                await self._requests(incoming, upstream, first, lines)
+
+    async def _requests(
+        self,
+        incoming: BufferedByteReceiveStream,
+        upstream: anyio.abc.ByteSendStream,
+        first: str,
+        lines: list[str],
+    ) -> None:
+        """This request, and those that follow it to the same server."""
+        try:
+            while True:
+                await upstream.send(_rewritten(first, lines))
+                fields = dict(line.lower().split(": ", 1) for line in lines if ": " in line)
+                if "transfer-encoding" in fields:  # nothing follows on such a connection here
+                    await _pump(incoming, upstream)
+                    return
+                left = int(fields.get("content-length", "0"))
+                while left:
+                    data = await incoming.receive(left)
+                    left -= len(data)
+                    await upstream.send(data)
+                head = (await incoming.receive_until(b"\r\n\r\n", 64 << 10)).decode("latin-1")
+                first, *lines = head.split("\r\n")
+                self.seen.append(first)
+        except _ENDED:
+            await upstream.aclose()
+
+
+def _rewritten(first: str, lines: list[str]) -> bytes:
+    """The head for the server, which is not told what was for the proxy."""
+    method, target, version = first.split(" ")
+    parts = urlsplit(target)
+    path = parts.path + (f"?{parts.query}" if parts.query else "")
+    ours = ("connection:", "proxy-authorization:")
+    kept = [line for line in lines if not line.lower().startswith(ours)]
+    return "\r\n".join([f"{method} {path or '/'} {version}", *kept, "", ""]).encode("latin-1")
 
 
 async def _pump(

@@ -38,6 +38,19 @@ class Flaky(PlainFile):
         return super().read_into(view, off)
 
 
+class BadSector(PlainFile):
+    """Reads come up to it, and fail there, as a disk's do."""
+
+    at = 51_200
+
+    def read_into(self, view: memoryview, off: int) -> int:
+        if self.at <= off < self.at + 512:
+            raise OSError(errno.EIO, "Input/output error")
+        if off < self.at < off + len(view):
+            view = view[: self.at - off]
+        return super().read_into(view, off)
+
+
 def remote(
     path: Path,
     slowness: Slowness | None = None,
@@ -85,6 +98,20 @@ class TestContents:
         assert file.link.stats.requests == 1
         assert file.read(SIZE - 10, 100) == CONTENT[-10:]
         assert file.read(SIZE, 100) == b""
+        file.close()
+
+    @pytest.mark.parametrize(("off", "n_bytes"), [(40_000, 20_000), (10, 150_000)])
+    def test_bad_sector_is_not_the_end(self, path: Path, off: int, n_bytes: int) -> None:
+        """Bytes before a bad sector come alone, and the rest is an error, however much it is."""
+        file = RemoteFile(SlowTransport(BadSector(str(path)), Slowness(0.0), Link(
+            max_in_flight=8, part_bytes=1 << 16
+        )))  # fmt: skip
+
+        with pytest.raises(OSError, match="Input/output error"):
+            file.read(off, n_bytes)
+
+        assert file.read(BadSector.at + 512, 1000) == CONTENT[BadSector.at + 512 :][:1000]
+        assert file.read(BadSector.at - 1000, 1000) == CONTENT[BadSector.at - 1000 :][:1000]
         file.close()
 
     def test_one_bad_read_is_its_own(self, path: Path) -> None:
