@@ -98,8 +98,9 @@ class ReadAhead:
                 else:
                     return
         finally:
+            # Nobody waits for what a silent server may never answer; after a clean end none runs.
             for pool in (self._heads, self._pool):
-                pool.shutdown(wait=True, cancel_futures=True)
+                pool.shutdown(wait=False, cancel_futures=True)
 
     async def _ask_for_heads(self) -> None:
         """Keep all probers busy, each with a group that waits behind it."""
