@@ -131,12 +131,14 @@ class HttpTransport:
             try:
                 got = self._attempt(request)
             except _TransientError as error:
+                if self._connections.is_closed:  # that is why
+                    raise SourceError(f"{self.path}: closed") from error
                 n_failures += 1
                 bound = min(
                     self._net.retry_most_s, self._net.retry_first_s * 2 ** min(n_failures, 30)
                 )
                 delay = max(error.retry_after_s, random.uniform(0, bound))
-                if self._connections.is_closed or time.monotonic() + delay >= give_up_at:
+                if time.monotonic() + delay >= give_up_at:
                     tries = f"{n_failures} attempts" if n_failures > 1 else "one attempt"
                     raise SourceError(f"{self.path}: {error} ({tries})") from error
                 if self.size is None:  # nobody has heard anything yet
