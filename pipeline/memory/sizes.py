@@ -1,4 +1,4 @@
-"""Sizes as people write them: ``64MiB``, ``1.5G``, plain bytes."""
+"""Sizes and counts as people write them: ``64MiB``, ``1.5G``, plain bytes; ``1 page``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ def parse_size(text: str) -> int:
         raise ValueError(f"{text!r} is not a size such as 64MiB")
     number, unit = found.groups()
     return int(float(number) * (1 << _UNITS[unit.lower()]))
+
+
+def show_count(n: int, noun: str) -> str:
+    """`n` and what there are so many of; `noun` is the singular, and takes an s."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def show_size(n_bytes: float) -> str:

@@ -35,11 +35,17 @@ class MemmapRegion(NamedTuple):
 
 
 class MemoryModel(Struct, frozen=True):
-    """Regions are ascending and disjoint; pfns between them have no struct pages."""
+    """Regions are ascending and disjoint; pfns between them have no struct pages.
+
+    Attributes:
+        unread_stop: one past the last pfn whose struct pages may be somewhere, where the kernel's
+            own tables that would tell are not readable; 0 when all are.
+    """
 
     name: str
     regions: tuple[MemmapRegion, ...]
     warnings: tuple[str, ...] = ()
+    unread_stop: int = 0
 
     @property
     def end_pfn(self) -> int:
@@ -48,8 +54,11 @@ class MemoryModel(Struct, frozen=True):
         return max(stops, default=0)
 
     def lowered(self, max_mapnr: int) -> int:
-        """`max_mapnr` cut to the last struct page, as makedumpfile does (kernels run with mem=)."""
-        return min(max_mapnr, self.end_pfn) if self.end_pfn else max_mapnr
+        """`max_mapnr` cut to the last struct page, as makedumpfile does (kernels run with mem=).
+
+        Pages that may have one that was not found are kept.
+        """
+        return min(max_mapnr, max(self.end_pfn, self.unread_stop)) if self.end_pfn else max_mapnr
 
 
 def join_regions(
@@ -131,4 +140,4 @@ async def _discontigmem(words: KernelWords, layout: PageLayout, max_mapnr: int) 
         if memmap and n_pages and start < max_mapnr:
             regions.append(MemmapRegion(start, start + n_pages, memmap))
     joined = join_regions(regions, layout.size, max_mapnr)
-    return MemoryModel("discontigmem", joined, tuple(warnings))
+    return MemoryModel("discontigmem", joined, tuple(warnings), max_mapnr if warnings else 0)

@@ -245,7 +245,8 @@ class _Builder:
 
     def _type(self, name: str) -> int | None:
         number = self._info.number(f"PAGE_{name}_MAPCOUNT_VALUE")
-        return None if number is None else number & _U32
+        # -1 is what pages without a type have, and any page that is not mapped.
+        return None if number is None or number & _U32 == _U32 else number & _U32
 
     def _types(
         self, mapcount_off: int | None, private_off: int | None, n_orders: int | None

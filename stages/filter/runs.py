@@ -86,7 +86,7 @@ def resolve_runs(
     Args:
         page_codes: belongs to this call; its arrays are changed.
         first_pfn: pfn of the window's first page.
-        present: bool[n_pages]; pages that are not there are neither looked at nor left out.
+        present: bool[n_pages]; pages that do not exist are neither looked at nor left out.
         carry: what the call before returned.
 
     Returns:

@@ -1,11 +1,12 @@
-"""A second opinion: the kernel's own count of free pages against the pages found free.
+"""Second opinions on the filter: free pages as the kernel counts them, and pages that it is in.
 
 References:
     include/linux/mmzone.h (struct zone, vm_stat), mm/vmstat.c (stat_threshold)
 
 A filter that misreads struct pages drops the wrong pages, and nothing else would show it. Zones
 count their free pages, unaccepted ones too, in vm_stat[NR_FREE_PAGES]. Every CPU may hold back a
-little of each zone's counter, so the two numbers are close, not equal.
+little of each zone's counter, so the two numbers are close, not equal. And what VMCOREINFO gives
+addresses of lies in the kernel's own text and data, which no dump level leaves out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Final
 import numpy as np
 
 from pipeline.errors import DumpError
+from pipeline.memory.bitmap import PageBitmap
+from pipeline.memory.extents import ExtentSet
 from stages.filter.kernel_words import KernelWords
 from stages.filter.memory_model import MAX_NODES
 from stages.filter.page_layout import PageLayout
@@ -28,6 +31,8 @@ _MAX_NODE_BYTES: Final = 1 << 20
 """struct pglist_data has 20 to 200 KiB."""
 _MAX_EXPECTED: Final = 16
 """Nodes fetched ahead."""
+_MAX_NAMES: Final = 3
+"""Symbols named in a warning."""
 _TOLERANCE: Final = 0.02
 """Of the larger count: memory of a machine that ran on while it was read."""
 
@@ -52,6 +57,33 @@ async def check_free_count(
     warning = (
         f"struct pages say that {n_free} pages are free, the kernel's own counters say "
         f"{n_counted}: one of them is wrong, so pages may be missing from the dump"
+    )
+    return [warning]
+
+
+async def check_kernel_pages(
+    kernel: Kernel, ram: ExtentSet, saved: PageBitmap, kept: PageBitmap
+) -> list[str]:
+    """A warning when pages that VMCOREINFO's symbols are in are `saved`, but not `kept`.
+
+    Those of `ram` past the end of `saved` were cut off, and count as well.
+    """
+    symbols = kernel.info.symbols()
+    vaddrs = np.array(list(symbols.values()), dtype=np.uint64)
+    try:
+        paddrs, mapped = await kernel.translator.translate(vaddrs)
+    except DumpError:
+        return []
+    pfns = paddrs // np.uint64(kernel.page_size)
+    cut_off = ram.contains(pfns) & (pfns >= np.uint64(saved.n_pages))
+    lost = mapped & (saved.contains(pfns) & ~kept.contains(pfns) | cut_off)
+    if not lost.any():
+        return []
+    names = [name for name, is_lost in zip(symbols, lost.tolist(), strict=True) if is_lost]
+    shown = ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
+    warning = (
+        f"the kernel's own pages were left out, such as those of {shown}: "
+        "struct pages were misread, so pages may be missing from the dump"
     )
     return [warning]
 

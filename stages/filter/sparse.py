@@ -88,13 +88,26 @@ class SparseGeometry(Struct, frozen=True):
         _check("OFFSET(mem_section.section_mem_map)", map_off, 0, size - word)
         pages_per_section = 1 << (bits - page_shift)
         n_possible = 1 << (physmem_bits - bits)
-        per_root = info.page_size // size
-        length = info.length("mem_section")
-        if length is not None and length != -(-n_possible // per_root):
-            per_root = 1
         n_sections = min(-(-max_mapnr // pages_per_section), n_possible)
         _check("number of sections", n_sections, 0, MAX_SECTIONS)
+        per_root = _per_root(info.length("mem_section"), info.page_size // size, n_possible)
         return cls(pages_per_section, size, map_off, per_root, n_sections)
+
+
+def _per_root(length: int | None, per_root: int, n_possible: int) -> int:
+    """`per_root` if LENGTH(mem_section) is the number of roots, 1 if it is that of sections.
+
+    Raises:
+        FormatError: it is neither, so one of the numbers is wrong; sections that are not found for
+            that would be cut off the dump as memory that the kernel does not use.
+    """
+    n_roots = -(-n_possible // per_root)
+    if length in (None, n_roots):
+        return per_root
+    if length != n_possible:
+        wanted = f"{n_roots:#x} roots of {per_root} sections, or {n_possible:#x} sections"
+        raise FormatError("vmcoreinfo", None, "LENGTH(mem_section)", length, wanted)
+    return 1
 
 
 def _section_bits(
@@ -136,6 +149,8 @@ class _Sections(Struct):
     maps: AddrArray
     """section_mem_map of each, flags included."""
     warnings: list[str] = field(default_factory=list)
+    unread_stop: int = 0
+    """As in `MemoryModel`."""
 
 
 class _SectionReader(Struct, frozen=True):
@@ -193,6 +208,7 @@ class _SectionReader(Struct, frozen=True):
             out.warnings.append(
                 f"mem_section of pfns {start:#x}-{stop:#x} is not readable, they are kept: {error}"
             )
+            out.unread_stop = max(out.unread_stop, stop)
             return
         maps = np.ndarray(
             (n_sections,),
@@ -218,9 +234,9 @@ async def read_sections(words: KernelWords, layout: PageLayout, max_mapnr: int) 
     reader = _SectionReader(words, geometry)
     name = "sparsemem" if geometry.per_root == 1 else "sparsemem extreme"
     read = reader.classic if geometry.per_root == 1 else reader.extreme
-    regions, warnings = await _first_that_holds(words, layout, geometry, read, symbol)
+    regions, sections = await _first_that_holds(words, layout, geometry, read, symbol)
     joined = join_regions(regions, layout.size, max_mapnr)
-    return MemoryModel(name, joined, tuple(warnings))
+    return MemoryModel(name, joined, tuple(sections.warnings), sections.unread_stop)
 
 
 async def _first_that_holds(
@@ -229,7 +245,7 @@ async def _first_that_holds(
     geometry: SparseGeometry,
     read: Callable[[int], Coroutine[None, None, _Sections]],
     symbol: int,
-) -> tuple[list[MemmapRegion], list[str]]:
+) -> tuple[list[MemmapRegion], _Sections]:
     """The symbol read as a pointer, then as the array itself."""
     problems: list[str] = []
     for reading in ("pointer", "array"):
@@ -241,7 +257,7 @@ async def _first_that_holds(
             continue
         regions = _regions(sections, layout, geometry)
         if await _any_mapped(words, regions):
-            return regions, sections.warnings
+            return regions, sections
         problems.append(f"as {reading}: {len(regions)} sections present, none of them mapped")
     raise FormatError("kernel", None, "mem_section", "; ".join(problems), "sections")
 

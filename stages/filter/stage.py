@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from pipeline.errors import PageCountError
 from pipeline.flow.channel import Outbox
 from pipeline.memory.bitmap import PageBitmap
+from pipeline.memory.sizes import show_count
 from stages.filter.levels import EXCLUDED_CLASSES, DumpLevel, PageClass
 from stages.filter.prepare import FilterPlan, prepare_filter
-from stages.filter.sanity import check_free_count, expect_free_count
+from stages.filter.sanity import check_free_count, check_kernel_pages, expect_free_count
 from stages.filter.sweep import SectionVerdict, sweep
 from stages.reader.image import Image
 from stages.translator.kernel import Kernel
@@ -100,9 +101,11 @@ class _Books(Struct):
             )
         warnings = list(self.plan.warnings)
         if self.n_unknown:
-            warnings.append(f"{self.n_unknown} pages have no readable struct page and are kept")
+            shown = show_count(self.n_unknown, "page")
+            warnings.append(f"kept for want of a readable struct page: {shown}")
         if self.n_bad_orders:
-            warnings.append(f"{self.n_bad_orders} free blocks have an absurd order and are kept")
+            shown = show_count(self.n_bad_orders, "free block")
+            warnings.append(f"kept for an absurd order: {shown}")
         return FilterResult(
             level=self.plan.level,
             ram=self.ram,
@@ -145,6 +148,7 @@ class FilterStage(Struct, frozen=True):
             self.image,
             self.kernel,
             plan,
+            books.ram,
             books.saved,
             window_bytes=self.window_bytes,
             workers=self.workers,
@@ -154,6 +158,10 @@ class FilterStage(Struct, frozen=True):
                 books.add(verdict)
                 await outbox.send(verdict)
         result = books.close()
+        if self.kernel is not None and plan.layout is not None:
+            result.warnings += await check_kernel_pages(
+                self.kernel, self.image.ram, books.saved, books.kept
+            )
         result.warnings += await self._second_opinion(plan, result.counts[PageClass.FREE.label])
         await outbox.send(EndOfFilter(result))
 

@@ -67,6 +67,7 @@ async def sweep(
     image: Image,
     kernel: Kernel | None,
     plan: FilterPlan,
+    ram: PageBitmap,
     saved: PageBitmap,
     *,
     window_bytes: int,
@@ -78,7 +79,10 @@ async def sweep(
         image: read in a worker thread, while the caller awaits.
         kernel: None only with a plan that looks at no struct pages.
         plan: from `prepare_filter`.
-        saved: the image's saved pages below `plan.max_mapnr`.
+        ram: pages that exist, below `plan.max_mapnr`. Their struct pages count even where the image
+            lacks the page: a huge page goes as a whole, though its head may be a page of zeros that
+            an earlier run left out.
+        saved: those of `ram` that the image has.
         window_bytes: struct pages that are read and classified at a time.
         workers: threads that do so.
     """
@@ -87,8 +91,8 @@ async def sweep(
             yield _untouched(saved, index)
         return
     next_index = 0
-    scan = _Scan(image, kernel, plan, plan.layout, saved, window_bytes, workers)
-    async with aclosing(_verdicts(saved, scan.results())) as verdicts:
+    scan = _Scan(image, kernel, plan, plan.layout, ram, saved, window_bytes, workers)
+    async with aclosing(_verdicts(ram, saved, scan.results())) as verdicts:
         async for verdict in verdicts:
             for before in saved.busy_blocks(next_index, verdict.index):
                 yield _untouched(saved, before)
@@ -99,7 +103,7 @@ async def sweep(
 
 
 async def _verdicts(
-    saved: PageBitmap, windows: AsyncGenerator[tuple[Window, ScannedWindow]]
+    ram: PageBitmap, saved: PageBitmap, windows: AsyncGenerator[tuple[Window, ScannedWindow]]
 ) -> AsyncGenerator[SectionVerdict]:
     """Verdicts of the blocks that have windows; closes `windows`."""
     verdict: SectionVerdict | None = None
@@ -111,7 +115,7 @@ async def _verdicts(
                 yield verdict
                 verdict = None
             verdict = verdict or _untouched(saved, index)
-            carry = _apply(verdict, window, scanned, carry)
+            carry = _apply(verdict, window, _pages_of(ram, window), scanned, carry)
     if verdict is not None:
         yield verdict
 
@@ -120,8 +124,20 @@ def _untouched(saved: PageBitmap, index: int) -> SectionVerdict:
     return SectionVerdict(index, saved.block(index), n_without=saved.block_count(index))
 
 
-def _apply(verdict: SectionVerdict, window: Window, scanned: ScannedWindow, carry: Carry) -> Carry:
-    """Book one window of the verdict's block."""
+def _pages_of(bitmap: PageBitmap, window: Window) -> BoolArray:
+    """bool[n_pages] of the window's pages."""
+    index, start = divmod(window.first_pfn, BLOCK_PAGES)
+    return bitmap.block(index)[start : start + window.n_pages]
+
+
+def _apply(
+    verdict: SectionVerdict,
+    window: Window,
+    exists: BoolArray,
+    scanned: ScannedWindow,
+    carry: Carry,
+) -> Carry:
+    """Book one window of the verdict's block; `exists` is bool[n_pages] of the window."""
     start = window.first_pfn - verdict.index * BLOCK_PAGES
     kept = verdict.kept[start : start + window.n_pages]
     n_present = int(np.count_nonzero(kept))
@@ -130,7 +146,8 @@ def _apply(verdict: SectionVerdict, window: Window, scanned: ScannedWindow, carr
         kept[:] = False
         verdict.counts[PageClass.FREE] += n_present
         return carry
-    classes, carry = resolve_runs(scanned.codes, window.first_pfn, kept, carry)
+    classes, carry = resolve_runs(scanned.codes, window.first_pfn, exists, carry)
+    classes *= kept
     kept &= classes == PageClass.KEPT
     if np.count_nonzero(kept) < n_present:
         for page_class in EXCLUDED_CLASSES:
@@ -148,6 +165,7 @@ class _Scan(Struct, frozen=True):
     kernel: Kernel
     plan: FilterPlan
     layout: PageLayout
+    ram: PageBitmap
     saved: PageBitmap
     window_bytes: int
     workers: int
@@ -184,13 +202,13 @@ class _Scan(Struct, frozen=True):
         link = getattr(self.image, "link", None)
         if link is not None and link.gap_bytes >= chunk * layout.size:
             chunk = 0  # reading what lies between two heads costs no more than asking for heads
-        return await _locate(self.kernel, layout, self.saved, windows, chunk)
+        return await _locate(self.kernel, layout, self.ram, windows, chunk)
 
 
 async def _locate(
     kernel: Kernel,
     layout: PageLayout,
-    saved: PageBitmap,
+    ram: PageBitmap,
     windows: Sequence[Window],
     chunk: int,
 ) -> list[LocatedWindow]:
@@ -199,12 +217,7 @@ async def _locate(
     out: list[LocatedWindow] = []
     for window, (offset, pfns) in zip(windows, memmaps, strict=True):
         aligned = chunk and not (offset or window.first_pfn % chunk or window.n_pages % chunk)
-        probes = _heads_present(saved, window, chunk) if aligned else None
+        # A head that does not exist tells nothing, as in the page by page rules.
+        probes = _pages_of(ram, window)[::chunk] if aligned else None
         out.append(LocatedWindow(window.first_pfn, window.n_pages, offset, pfns, probes))
     return out
-
-
-def _heads_present(saved: PageBitmap, window: Window, chunk: int) -> BoolArray:
-    """bool[n_chunks]: a head that the image lacks tells nothing, as in the page by page rules."""
-    index, start = divmod(window.first_pfn, BLOCK_PAGES)
-    return saved.block(index)[start : start + window.n_pages : chunk]

@@ -71,7 +71,8 @@ class VmcoreInfo:
             raise FormatError("vmcoreinfo", None, "OSRELEASE", "", "a kernel release")
         size = info._plain("PAGESIZE")
         if size is None or not 4096 <= size <= 65536 or size & (size - 1):
-            raise FormatError("vmcoreinfo", None, "PAGESIZE", size, "a power of two, 4096 to 65536")
+            seen = values.get(("PAGESIZE", ""), "") if size is None else size
+            raise FormatError("vmcoreinfo", None, "PAGESIZE", seen, "a power of two, 4096 to 65536")
         return info
 
     def _plain(self, kind: str, name: str = "") -> int | None:

@@ -108,6 +108,16 @@ def test_tables_full_of_cycles(demo: DemoFacts, spoilt: Path, target: Path) -> N
         one_line_at_most(call("info", spoilt))
 
 
+def test_run_that_fails_says_its_doubts(demo: DemoFacts, spoilt: Path, target: Path) -> None:
+    """Without page tables the section table is not found; that they are doubtful is said first."""
+    write_words(spoilt, demo.addresses.file_off(top_table(demo)), *[0] * 512)
+    done = dump(spoilt, target, "-d", "31")
+
+    said = [one["text"] for one in done.events if one["event"] == "filter_warning"]
+    assert done.code == 1
+    assert any("phys_base" in text for text in said)
+
+
 def sections(demo: DemoFacts) -> tuple[int, int]:
     """Bytes in the file of the roots, and of the first root's sections."""
     roots = data_off(demo, demo.symbols["mem_section"])

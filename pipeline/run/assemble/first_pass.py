@@ -72,6 +72,8 @@ async def filter_pages(
     stage = FilterStage(
         image, kernel, level, resolved.filter.window_bytes, workers=resolved.filter.workers
     )
+    for sentence in kernel.warnings if kernel is not None else ():  # why it may fail
+        log_event("filter_warning", "warning", text=sentence)
     try:
         await run_flow(Flow(stage, [], collector, [verdicts]))
     except StageError as error:
@@ -79,7 +81,7 @@ async def filter_pages(
             error.add_note(_WAY_OUT)
         raise
     chosen = collector.result
-    for sentence in [*(kernel.warnings if kernel is not None else ()), *chosen.warnings]:
+    for sentence in chosen.warnings:
         log_event("filter_warning", "warning", text=sentence)
     counters.excluded = {name: n_pages for name, n_pages in chosen.counts.items() if n_pages}
     return chosen

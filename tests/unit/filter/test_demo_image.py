@@ -91,7 +91,7 @@ class TestKernel:
         assert good.tolist() == [True] * len(wanted) + [False]
         assert paddrs[:-1].tolist() == list(wanted.values())
         assert kernel.phys_base == where.phys_base
-        assert kernel.page_offset == where.page_offset
+        assert await kernel.find_page_offset() == where.page_offset
         assert not kernel.warnings
 
     @pytest.mark.parametrize("generation", ["5.10", "6.12"])

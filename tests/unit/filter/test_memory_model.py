@@ -133,6 +133,37 @@ class TestCorruptSections:
         assert len(model.regions) == 2
         assert any("mem_section of pfns 0x400000" in text for text in model.warnings)
 
+    async def test_pages_of_an_unreadable_root_are_not_cut_off(
+        self, demo: DemoMaker, tmp_path: Path
+    ) -> None:
+        """Where struct pages may be that were not found, memory does not end."""
+        facts = demo()
+        array = facts.symbols["mem_section"] - facts.addresses.page_offset
+        path = patched(
+            facts, tmp_path / "image", {array + 8: struct.pack("<Q", 0xFFFF_8000_0000_1000)}
+        )
+        model = await model_of(path, max_mapnr=256 * SECTION)
+
+        assert model.end_pfn == 3 * SECTION
+        assert model.lowered(256 * SECTION) == 256 * SECTION
+
+    async def test_unreadable_node_is_not_cut_off(self, demo: DemoMaker, tmp_path: Path) -> None:
+        """The same with DISCONTIGMEM, where not even the node's pfns are known."""
+        facts = demo()
+        table = facts.symbols["node_data"] - facts.addresses.text_vaddr
+        table += facts.addresses.kernel_pfn * PAGE
+        path = patched(
+            facts, tmp_path / "image", {table + 8: struct.pack("<Q", 0xFFFF_8000_0000_1000)}
+        )
+        offsets = {
+            "OFFSET(pglist_data.node_mem_map)": "4656",
+            "OFFSET(pglist_data.node_start_pfn)": "4616",
+        }
+        model = await model_of(path, offsets)
+
+        assert any("node at 0xffff800000001000" in text for text in model.warnings)
+        assert model.lowered(facts.max_mapnr) == facts.max_mapnr
+
     @pytest.mark.parametrize(
         "root", [0, 1, 0x1000, 0xFFFF_FFFF_FFFF_FFF8, 0x8000_0000_0000_0000, 0xFFFF_8000_0000_0000]
     )
@@ -200,6 +231,25 @@ class TestLies:
         """No constant of another kernel is put in its place, unless the number of roots fits it."""
         with pytest.raises(MissingInfoError):
             await model_of(demo().path, {key: None, "LENGTH(mem_section)": length})
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("LENGTH(mem_section)", "4096"),
+            ("LENGTH(mem_section)", "0"),
+            ("SIZE(mem_section)", "64"),
+            ("NUMBER(SECTION_SIZE_BITS)", "26"),
+            ("NUMBER(MAX_PHYSMEM_BITS)", "40"),
+        ],
+    )
+    async def test_numbers_that_contradict_each_other(
+        self, demo: DemoMaker, key: str, value: str
+    ) -> None:
+        """One of them is wrong; by the wrong one most of memory would have no struct pages."""
+        with pytest.raises(FormatError) as caught:
+            await model_of(demo(levels=5).path, {key: value})
+
+        assert caught.value.field == "LENGTH(mem_section)"
 
     async def test_too_many_sections(self, demo: DemoMaker) -> None:
         """A PT_LOAD at the end of the address space must not make us read for hours."""

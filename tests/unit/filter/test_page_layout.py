@@ -34,6 +34,18 @@ class TestGenerations:
 
         assert layout.types.buddy == 0xFFFFFF7F
 
+    @pytest.mark.parametrize("text", ["-1", "0xffffffff"])
+    def test_no_type_is_not_a_type(self, text: str) -> None:
+        """Nearly every page has -1 there: as a type it would take all of memory out of the dump."""
+        types = layout_of(
+            "6.12",
+            NUMBER_PAGE_OFFLINE_MAPCOUNT_VALUE=text,
+            NUMBER_PAGE_BUDDY_MAPCOUNT_VALUE=text,
+        ).types
+
+        assert (types.offline, types.buddy) == (None, None)
+        assert types.slab is not None
+
     def test_newest_compound_word_is_taken(self) -> None:
         """compound_info since v7.1, compound_head before."""
         both = layout_of("7.1", OFFSET_page__compound_head="16")

@@ -16,6 +16,7 @@ from pipeline.memory.bitmap import BLOCK_PAGES
 from stages.demo.build import DemoFacts
 from stages.demo.kinds import PageKind
 from stages.demo.memory import SECTION_PAGES
+from stages.filter.memory_model import MemoryModel
 from stages.filter.stage import EndOfFilter, FilterResult, FilterStage, filter_image
 from stages.filter.sweep import SectionVerdict
 from stages.reader.image import Image
@@ -94,7 +95,7 @@ class TestAgainstTheBuilder:
         """The demo has eight; the kernel's own count of free pages agrees."""
         result = await filtered(demo().path, 31)
 
-        assert result.warnings == ["8 free blocks have an absurd order and are kept"]
+        assert result.warnings == ["kept for an absurd order: 8 free blocks"]
 
 
 class TestLevels:
@@ -201,6 +202,26 @@ class TestDamage:
 
         assert any("counters say 100" in text for text in result.warnings)
 
+    async def test_kernel_that_would_be_left_out(self, demo: DemoMaker) -> None:
+        """Struct pages that are misread show in the pages where the kernel itself is."""
+        facts = demo()
+        right = await filtered(facts.path, 31)
+        wrong = await filtered(facts.path, 31, {"OFFSET(page.mapping)": "48"})
+
+        assert not any("kernel's own" in text for text in right.warnings)
+        assert any("kernel's own" in text and "init_uts_ns" in text for text in wrong.warnings)
+
+    async def test_kernel_that_would_be_cut_off(
+        self, demo: DemoMaker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Sections that are not found make memory end before the kernel does."""
+        facts = demo()
+        end = facts.addresses.kernel_pfn
+        monkeypatch.setattr(MemoryModel, "lowered", lambda _model, _max_mapnr: end)
+        result = await filtered(facts.path, 31)
+
+        assert any("kernel's own" in text and "init_uts_ns" in text for text in result.warnings)
+
     @pytest.mark.parametrize(
         "line",
         [
@@ -250,6 +271,30 @@ class TestRefiltering:
         assert np.array_equal(bits_of(result.kept), wanted)
         assert np.array_equal(bits_of(result.ram), facts.ram)
         assert result.n_missing == 3000
+
+    @pytest.mark.parametrize(
+        ("kind", "level"),
+        [(PageKind.HUGETLB, 8), (PageKind.THP, 8), (PageKind.FREE, 16), (PageKind.LARGE_FOLIO, 2)],
+    )
+    async def test_heads_that_are_missing_decide_all_the_same(
+        self, demo: DemoMaker, kind: PageKind, level: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An ELF dump lacks zero pages; a huge page of which the first one was goes as a whole."""
+        facts = demo()
+        image, kernel = await open_demo(facts.path)
+        heads = np.flatnonzero(np.diff(facts.kinds == kind, prepend=False))[::2]
+        saved = image.saved_bitmap()
+        for head in heads.tolist():
+            saved.clear_range(head, head + 1)
+        monkeypatch.setattr(image, "saved_bitmap", saved.copy)
+        result = await filter_image(image, kernel, level)
+        image.close()
+
+        wanted = facts.kept(level)
+        wanted[heads] = False
+        assert len(heads)
+        assert result.n_missing == len(heads)
+        assert np.array_equal(bits_of(result.kept), wanted)
 
     async def test_level_of_the_source_is_added(self, demo: DemoMaker) -> None:
         """The header of the new dump must say what it lacks."""
@@ -343,7 +388,9 @@ class TestAsAStage:
     async def test_sections_beyond_the_kernels_own_limit(self, demo: DemoMaker) -> None:
         """Two sections fit 28 bits: max_mapnr is cut before the third."""
         facts = demo()
-        result = await filtered(facts.path, 31, {"NUMBER(MAX_PHYSMEM_BITS)": "28"})
+        result = await filtered(
+            facts.path, 31, {"NUMBER(MAX_PHYSMEM_BITS)": "28", "LENGTH(mem_section)": "1"}
+        )
 
         assert result.max_mapnr == SECTION_PAGES
         assert result.kept.count() == facts.kept(31)[:SECTION_PAGES].sum()
