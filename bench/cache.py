@@ -177,7 +177,8 @@ async def vmalloc_area(kernel: Any, image: Any) -> tuple[int, int]:
     """What lies between the direct map and the struct pages: vmalloc's, and nothing else's."""
     plan = await prepare_filter(image, kernel, 31)
     memmap = min(region.memmap_vaddr for region in plan.model.regions if region.memmap_vaddr)
-    return kernel.page_offset + (image.max_mapnr + (1 << 18)) * kernel.page_size, memmap
+    start = await kernel.find_page_offset()
+    return start + (image.max_mapnr + (1 << 18)) * kernel.page_size, memmap
 
 
 @contextmanager

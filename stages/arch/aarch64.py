@@ -165,6 +165,11 @@ def _roots(info: VmcoreInfo, image: ImageInfo, top: int) -> Iterator[tuple[int, 
         yield loaded, "the kernel's PT_LOAD"
 
 
+def _signed(paddr: int) -> int:
+    """An address modulo 2**64 as a number: above the middle it is one below 0."""
+    return paddr - ADDRESS_LIMIT if paddr >> 63 else paddr
+
+
 def layouts(info: VmcoreInfo, image: ImageInfo) -> list[KernelLayout]:
     """Where the top table may lie, the most trustworthy first; to be verified by translating.
 
@@ -181,7 +186,7 @@ def layouts(info: VmcoreInfo, image: ImageInfo) -> list[KernelLayout]:
             layout = KernelLayout(
                 form=form,
                 root=root,
-                phys_base=0 if linear is None else linear.paddr,
+                phys_base=0 if linear is None else _signed(linear.paddr),
                 phys_base_from=source,
                 direct_map=linear,
             )

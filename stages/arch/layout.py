@@ -33,8 +33,8 @@ class KernelLayout(Struct, frozen=True):
 
     Attributes:
         root: kernel-physical address of the top table.
-        phys_base: how far the kernel text was moved in physical memory; may be negative. Where
-            physical memory starts, on architectures whose dumps carry that instead.
+        phys_base: how far the kernel text was moved in physical memory. Where the direct map of
+            memory starts, on architectures whose dumps carry that instead. Either may be negative.
         phys_base_from: where that number was found, for people.
         direct_map: virtual addresses among which the first that is mapped starts the direct map,
             or the direct map itself, None where there is no telling.

@@ -5,6 +5,7 @@ Everything that follows kernel pointers (memory model, log, utsname) goes throug
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -35,19 +36,26 @@ class Kernel(VirtualMemory):
     """What is known of the kernel in an image; made by `open_kernel`.
 
     Attributes:
-        page_offset: where the direct map of physical memory starts, None when that can't be told.
         warnings: sentences for people about what does not fit together.
     """
 
     def __init__(
-        self, info: VmcoreInfo, arch: Arch, layout: KernelLayout, pages: PageReader
+        self,
+        info: VmcoreInfo,
+        arch: Arch,
+        layout: KernelLayout,
+        pages: PageReader,
+        page_offsets: Sequence[int] = (),
     ) -> None:
+        """`page_offsets` are what the image's headers suggest, see `Arch.page_offsets`."""
         space = KernelSpace(layout.form, layout.root, pages, direct=layout.direct)
         super().__init__(space, pages, arch.byte_order)
         self.info = info
         self.arch = arch
         self.layout = layout
-        self.page_offset: int | None = None
+        self._page_offsets = page_offsets
+        self._page_offset: int | None = None
+        self._is_offset_known = False
         self.warnings: list[str] = []
 
     @property
@@ -64,6 +72,17 @@ class Kernel(VirtualMemory):
         linear = self.layout.direct_map
         return linear.paddr if isinstance(linear, LinearMap) else 0
 
+    async def find_page_offset(self) -> int | None:
+        """Where the direct map of physical memory starts, None when that can't be told.
+
+        The first call looks for it, which costs reads that wait for each other; most commands need
+        no more than page tables, and never ask.
+        """
+        if not self._is_offset_known:
+            self._page_offset = await _find_page_offset(self, self._page_offsets)
+            self._is_offset_known = True
+        return self._page_offset
+
     async def utsname(self) -> bytes:
         """The kernel's struct new_utsname, `UTSNAME_BYTES`.
 
@@ -79,9 +98,10 @@ class Kernel(VirtualMemory):
         raise FormatError("kernel memory", None, "utsname.sysname", found[:8], "Linux")
 
     def _utsname_candidates(self) -> list[int]:
-        namespace = self.info.symbol("init_uts_ns")
-        if namespace is None:
-            return [self.info.need_symbol("system_utsname", "utsname")]
+        before_namespaces = self.info.symbol("system_utsname")  # up to v2.6.18
+        if before_namespaces is not None:
+            return [before_namespaces]
+        namespace = self.info.need_symbol("init_uts_ns", "utsname")
         offset = self.info.offset("uts_namespace.name")
         # Where the offset is not told: after a 4-byte kref, until Linux 9a56493f6942 ("uts: Use
         # generic ns_common::count") (in v5.11) moved that away.
@@ -100,7 +120,10 @@ async def open_kernel(image: Image, reader: PageReader) -> Kernel:
         raise MissingInfoError("a VMCOREINFO note", "address translation")
     arch = arch_for(image.info.machine)
     info = VmcoreInfo.parse(image.info.vmcoreinfo)
-    kernels = [Kernel(info, arch, layout, reader) for layout in arch.layouts(info, image.info)]
+    guesses = tuple(arch.page_offsets(image.info))
+    kernels = [
+        Kernel(info, arch, layout, reader, guesses) for layout in arch.layouts(info, image.info)
+    ]
     page_size = 1 << kernels[0].layout.form.page_bits
     if not page_size == info.page_size == reader.page_size:
         raise FormatError("vmcoreinfo", None, "PAGESIZE", info.page_size, f"{page_size}")
@@ -108,9 +131,7 @@ async def open_kernel(image: Image, reader: PageReader) -> Kernel:
         from stages.translator.ahead import look_ahead
 
         await look_ahead(kernels[0], reader)
-    kernel = await _most_credible(kernels)
-    kernel.page_offset = await _find_page_offset(kernel, image)
-    return kernel
+    return await _most_credible(kernels)
 
 
 async def _most_credible(kernels: list[Kernel]) -> Kernel:
@@ -144,14 +165,14 @@ async def _doubt(kernel: Kernel) -> str | None:
     return f"the release in memory is {release!r}, VMCOREINFO says {wanted!r}"
 
 
-async def _find_page_offset(kernel: Kernel, image: Image) -> int | None:
+async def _find_page_offset(kernel: Kernel, guesses: Sequence[int]) -> int | None:
     """Start of the direct map: the first guess by which the top table is found through it."""
     where = kernel.layout.direct_map
     if isinstance(where, LinearMap):
         return where.vaddr if await _maps_top_table(kernel, where) else None
     if where is None:
         return None
-    for guess in kernel.arch.page_offsets(image.info):
+    for guess in guesses:
         if await _maps_top_table(kernel, LinearMap(guess, 0)):
             return guess
     first = await _first_mapped(kernel, where)

@@ -12,6 +12,7 @@ from pipeline.memory.addresses import PfnArray
 from pipeline.memory.bitmap import PageBitmap
 from pipeline.memory.extents import runs_of
 from pipeline.obs.counters import RunCounters
+from pipeline.obs.log import log_event
 from stages.filter.stage import FilterResult
 from stages.formats.elf import ELF64_LE, ElfForm
 from stages.formats.notes import NT_ERASEINFO, pack_note, summarize_notes
@@ -40,7 +41,7 @@ _E_MACHINES: Final = {
 """Of the machines whose kdump-compressed dumps are read."""
 
 
-def plan_elf(
+async def plan_elf(
     image: Image,
     kernel: Kernel | None,
     chosen: FilterResult,
@@ -59,11 +60,11 @@ def plan_elf(
     form, e_machine = _form(info)
     page_size = info.page_size
     notes = _notes(info, form)
-    loads = _loads(image, kernel)
+    loads = await _loads(image, kernel, form)
     n_kept = chosen.kept.count()
     most_bytes = max(_LEAST_SEGMENT_BYTES, n_kept * page_size // _MOST_PIECES)
     n_needed = _count_segments(chosen.kept, loads, page_size, most_bytes)
-    left_out = n_kept // 2 if chosen.level & 1 else 0
+    left_out = n_kept // 2 if chosen.level & 1 or not missing_as_zero else 0
     limit = _FEW_LOADS if n_needed <= _FEW_LOADS // 2 else MAX_LOADS
     n_slots = max(n_needed, min(n_needed + left_out, limit))
     layout = ElfLayout(form, e_machine, page_size, n_slots, len(notes))
@@ -108,7 +109,7 @@ def _notes(info: ImageInfo, form: ElfForm) -> bytes:
     return info.notes + padding + pack_note(b"ERASEINFO", NT_ERASEINFO, info.eraseinfo, form.order)
 
 
-def _loads(image: Image, kernel: Kernel | None) -> list[Load]:
+async def _loads(image: Image, kernel: Kernel | None, form: ElfForm) -> list[Load]:
     """The source's own, else one for each extent of memory, mapped as the kernel maps it."""
     found = [
         Load(load.paddr, load.paddr + load.mem_size, load.vaddr)
@@ -118,9 +119,18 @@ def _loads(image: Image, kernel: Kernel | None) -> list[Load]:
     if found:
         return found
     page_size = image.info.page_size
-    base = kernel.page_offset if kernel is not None and kernel.page_offset is not None else 0
+    base = 0 if kernel is None else await _direct_map(kernel)
     pairs = [(extent.start * page_size, extent.stop * page_size) for extent in image.ram]
-    return [Load(start, stop, base + start) for start, stop in pairs]
+    return [Load(start, stop, (base + start) & form.ones) for start, stop in pairs]
+
+
+async def _direct_map(kernel: Kernel) -> int:
+    """What the kernel adds to a physical address to map it, modulo the size of a word."""
+    start = await kernel.find_page_offset()
+    if start is None:
+        log_event("direct_map_not_found", "warning", instead="segments have p_vaddr = p_paddr")
+        return 0
+    return start - kernel.memory_start
 
 
 def _count_segments(kept: PageBitmap, loads: list[Load], page_size: int, most_bytes: int) -> int:

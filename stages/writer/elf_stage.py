@@ -49,12 +49,13 @@ class ElfWriter(Struct, frozen=True):
 
     Attributes:
         n_kept: pages that will come.
-        n_spare: segments that may be made by leaving zero pages out.
+        n_spare: segments that may be made by leaving zero or unreadable pages out.
         segment_bytes: the most that a segment is let grow to.
         leave_zeros_out: dump level with bit 1.
         needs_pair: the source's notes make tails read as zeros, see `mark_pair`.
-        missing_as_zero: unreadable pages are zero pages; otherwise they are left out. The head says
-            that the dump is incomplete either way.
+        missing_as_zero: unreadable pages are zero pages; otherwise they are left out, while there
+            is room for the segments that this makes. The head says that the dump is incomplete
+            either way.
         source_incomplete: the source has lost pages that nobody counts; so has the dump.
     """
 
@@ -164,30 +165,39 @@ class _Cursors:
         return chunks
 
     def _stored_zeros(self, batch: CodedBatch) -> BoolArray:
-        """bool[n_pages]: zero pages that are written, and missing ones that count as such."""
-        zero: BoolArray = batch.states == PageState.ZERO
-        if self._writer.missing_as_zero:
-            zero = batch.states != PageState.DATA
-        if not self._writer.leave_zeros_out or not zero.any():
-            return zero
-        stored = np.zeros(batch.n_pages, dtype=np.bool_)
-        has_data = batch.states == PageState.DATA
+        """bool[n_pages]: pages without content that are written, as zeros."""
+        writer = self._writer
+        lost: BoolArray = batch.states == PageState.MISSING
+        if writer.missing_as_zero:
+            lost = np.zeros(batch.n_pages, dtype=np.bool_)
+        stored: BoolArray = batch.states != PageState.DATA
+        hollow = stored.copy() if writer.leave_zeros_out else lost
+        if not hollow.any():
+            return stored
+        stored[hollow] = False
+        kept = ~hollow
         gaps = np.flatnonzero(np.diff(batch.pfns) != 1) + 1
-        cuts = distinct(np.concatenate(([0], gaps, _flips(zero), [batch.n_pages])))
+        cuts = distinct(np.concatenate(([0], gaps, _flips(hollow), [batch.n_pages])))
         for start, stop in pairwise(cuts.tolist()):
-            if zero[start] and not self._may_leave_out(batch.pfns, has_data, start, stop):
+            # Lost pages are to be left out as long as there is any room for it.
+            is_worth_it = bool(lost[start:stop].any())
+            if hollow[start] and not self._may_leave_out(
+                batch.pfns, kept, start, stop, is_worth_it=is_worth_it
+            ):
                 stored[start:stop] = True
         return stored
 
-    def _may_leave_out(self, pfns: PfnArray, has_data: BoolArray, start: int, stop: int) -> bool:
-        """Whether the zero pages in rows `start` to `stop` are left out; pays for it."""
+    def _may_leave_out(
+        self, pfns: PfnArray, kept: BoolArray, start: int, stop: int, *, is_worth_it: bool
+    ) -> bool:
+        """Whether the pages in rows `start` to `stop`, none of them `kept`, are left out; pays."""
         first, last = int(pfns[start]), int(pfns[stop - 1])
         follows = self._last_pfn == first - 1
         if start:
-            follows = int(pfns[start - 1]) == first - 1 and bool(has_data[start - 1])
+            follows = int(pfns[start - 1]) == first - 1 and bool(kept[start - 1])
         is_followed = True  # for all that is known at the end of a batch
         if stop < len(pfns):
-            is_followed = int(pfns[stop]) == last + 1 and bool(has_data[stop])
+            is_followed = int(pfns[stop]) == last + 1 and bool(kept[stop])
         if not (follows and is_followed):
             return True  # next to a gap that is there anyway
         size = self._page_size
@@ -196,7 +206,8 @@ class _Cursors:
         if self._spare < cost:
             return False
         scarcity = self._writer.n_spare // self._spare
-        if stop - start < _LEAST_GAP_STEP ** (scarcity.bit_length() - 1):
+        least = _LEAST_GAP_STEP ** (scarcity.bit_length() - 1)
+        if stop - start < least and not is_worth_it:
             return False
         self._spare -= cost
         return True

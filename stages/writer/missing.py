@@ -10,7 +10,7 @@ from pipeline.memory.extents import runs_of
 from pipeline.obs.log import log_event
 
 _MAX_LISTED: Final = 64
-"""Runs told one by one; an image cut in many places must not flood the log."""
+"""Runs told one by one; an image cut in many places must not flood the log, and says so once."""
 
 
 class MissingPages:
@@ -19,6 +19,7 @@ class MissingPages:
     def __init__(self, totals: Totals) -> None:
         self._extents = totals.missing_extents
         self._start = self._stop = 0
+        self._is_silent = False
 
     def add(self, pfns: PfnArray) -> None:
         """Note that `pfns` (uint64[n], ascending, above all before) are missing."""
@@ -39,5 +40,13 @@ class MissingPages:
                 "warning",
                 first_pfn=hex(self._start),
                 n_pages=self._stop - self._start,
+            )
+        elif not self._is_silent:
+            self._is_silent = True
+            log_event(
+                "pages_unreadable",
+                "warning",
+                first_pfn=hex(self._start),
+                text="and more from here on, which are counted and not listed",
             )
         self._start = self._stop

@@ -236,3 +236,14 @@ class TestFailures:
         there = pages_of(target, demo.max_mapnr)
         lost = np.flatnonzero(demo.kept(30) & ~there).tolist()
         assert lost == ([] if policy == "zero" else bad)
+
+    def test_unreadable_pages_all_over(self, demo: DemoFacts, target: Path) -> None:
+        """A disk that falls to pieces: each of them is left out, and everything else is there."""
+        bad = np.flatnonzero(demo.kept(0) & ~demo.zero)[::50].tolist()
+        words = (*ELF, "-d", "0", "--on-read-error", "skip", demo.path, target)
+
+        done = dump_with_bad_pages(demo, bad, *words)
+
+        done.failed(3, f"{len(bad)} pages of", str(target))
+        lost = np.flatnonzero(demo.kept(0) & ~pages_of(target, demo.max_mapnr)).tolist()
+        assert lost == bad

@@ -116,7 +116,7 @@ async def _make_writer(
     if resolved.dump.format == "elf":
         from stages.writer.elf_plan import plan_elf
 
-        return plan_elf(
+        return await plan_elf(
             image,
             kernel,
             chosen,

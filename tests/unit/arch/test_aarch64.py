@@ -53,6 +53,16 @@ class TestDirectMap:
 
         assert layout.direct_map == LinearMap(0xFFFF000000000000, 0xFFFFA65C40000000)
 
+    @pytest.mark.parametrize(
+        ("phys_offset", "phys_base"),
+        [("0xffffa65c40000000", 0x40000000 - (0x59A4 << 32)), ("0x40000000", 0x40000000)],
+    )
+    def test_start_for_people(self, phys_offset: str, phys_base: int) -> None:
+        """A start below 0 is a negative number, as PHYS_OFFSET is to the kernel."""
+        (layout, *_) = layouts(info_of(DEBIAN | {"NUMBER(PHYS_OFFSET)": phys_offset}), IMAGE)
+
+        assert layout.phys_base == phys_base
+
     def test_52_bits_on_a_machine_with_48(self) -> None:
         """The map starts where 52 bits put it, and PHYS_OFFSET makes up for the difference."""
         start = 0x40000000 - (0xFFFF << 48) + (0xFFF0 << 48)

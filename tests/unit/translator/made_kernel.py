@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.flow.items import PageState
-from pipeline.memory.addresses import ByteArray, PfnArray
+from pipeline.memory.addresses import BoolArray, ByteArray, PfnArray
 from pipeline.memory.bitmap import PageBitmap
 from pipeline.memory.extents import EMPTY, ExtentSet
 from stages.arch.paging import PagingForm
@@ -83,12 +83,23 @@ class MemoryImage:
 
 
 class _ImagePages(DictPages):
-    """Pages of memory that were never written read as zero, as RAM does."""
+    """Pages of memory that were never written read as zero, as RAM does.
+
+    Attributes:
+        error: what every request raises.
+    """
+
+    error: Exception | None = None
 
     def __init__(self, image: MemoryImage) -> None:
         zero = bytearray(PAGE)
         present = (pfn for pfn in range(image.max_mapnr) if pfn not in image.lost)
         super().__init__({pfn: image.pages.get(pfn, zero) for pfn in present}, page_size=PAGE)
+
+    async def get_many(self, pfns: PfnArray) -> tuple[ByteArray, BoolArray]:
+        if self.error is not None:
+            raise self.error
+        return await super().get_many(pfns)
 
 
 @dataclass
@@ -139,4 +150,5 @@ class MadeKernel:
         """The kernel as the product finds it."""
         lines = [f"{key}={value}" for key, value in self.vmcoreinfo.items() if value is not None]
         self.image.info.vmcoreinfo = "\n".join([*lines, ""]).encode()
-        return await open_kernel(self.image, _ImagePages(self.image))
+        self.reader = _ImagePages(self.image)
+        return await open_kernel(self.image, self.reader)

@@ -12,6 +12,7 @@ from pipeline.errors import (
 )
 from stages.arch.x86_64 import FIVE_LEVELS, TEXT_START
 from stages.reader.image import LoadSegment
+from stages.reader.remote_link import SourceError
 from stages.translator.kernel import open_kernel
 from tests.support.pagetable_builder import DictPages
 from tests.unit.translator.made_kernel import (
@@ -34,7 +35,7 @@ class TestOpening:
         kernel = await MadeKernel().open()
 
         assert kernel.phys_base == PHYS_BASE
-        assert kernel.page_offset == PAGE_OFFSET
+        assert await kernel.find_page_offset() == PAGE_OFFSET
         assert kernel.warnings == []
         assert (await kernel.utsname())[130:].startswith(RELEASE.encode())
 
@@ -43,7 +44,7 @@ class TestOpening:
         kernel = await MadeKernel(FIVE_LEVELS, page_offset=0xFF11000000000000).open()
 
         assert kernel.layout.form is FIVE_LEVELS
-        assert kernel.page_offset == 0xFF11000000000000
+        assert await kernel.find_page_offset() == 0xFF11000000000000
         assert kernel.warnings == []
 
     async def test_encryption_bit_is_no_address(self) -> None:
@@ -57,7 +58,7 @@ class TestOpening:
         kernel = await made.open()
 
         assert kernel.warnings == []
-        assert kernel.page_offset == PAGE_OFFSET
+        assert await kernel.find_page_offset() == PAGE_OFFSET
 
     async def test_direct_map_from_headers(self) -> None:
         """A PT_LOAD whose virtual address is real gives the start of the direct map."""
@@ -70,7 +71,7 @@ class TestOpening:
 
         kernel = await made.open()
 
-        assert kernel.page_offset == PAGE_OFFSET
+        assert await kernel.find_page_offset() == PAGE_OFFSET
 
     async def test_no_direct_map(self) -> None:
         """A start of the direct map that leads elsewhere is not believed."""
@@ -82,7 +83,29 @@ class TestOpening:
 
         kernel = await made.open()
 
-        assert kernel.page_offset is None
+        assert await kernel.find_page_offset() is None
+
+    async def test_direct_map_is_looked_for_when_asked(self) -> None:
+        """Opening reads no table of the direct map; asking does, once."""
+        made = MadeKernel()
+        kernel = await made.open()
+        n_requests = [len(made.reader.requests)]
+        for _ in range(2):
+            assert await kernel.find_page_offset() == PAGE_OFFSET
+            n_requests.append(len(made.reader.requests))
+
+        assert n_requests[0] < n_requests[1] == n_requests[2]
+
+    async def test_direct_map_behind_a_line_that_breaks(self) -> None:
+        """The failure comes to whoever asks, and the next one who asks is answered."""
+        made = MadeKernel()
+        kernel = await made.open()
+        made.reader.error = SourceError("the line is cut")
+        with pytest.raises(SourceError, match="the line is cut"):
+            await kernel.find_page_offset()
+        made.reader.error = None
+
+        assert await kernel.find_page_offset() == PAGE_OFFSET
 
 
 class TestPhysBase:
@@ -147,6 +170,12 @@ class TestUtsname:
         with pytest.raises(MissingPageError) as caught:
             await kernel.utsname()
         assert caught.value.pfn == pfn
+
+    async def test_symbol_not_told(self) -> None:
+        """The warning names the key that kernels have, not that of v2.6.18."""
+        kernel = await MadeKernel(vmcoreinfo={"SYMBOL(init_uts_ns)": None}).open()
+
+        assert "SYMBOL(init_uts_ns) is missing" in kernel.warnings[0]
 
 
 class TestRefusals:

@@ -181,7 +181,7 @@ async def test_opens(make: Callable[[], Made]) -> None:
     assert kernel.layout.form is made.form
     assert kernel.layout.root == made.root
     assert (await kernel.utsname()).split(b"\0")[0] == b"Linux"
-    assert kernel.page_offset == PAGE_OFFSETS[make]
+    assert await kernel.find_page_offset() == PAGE_OFFSETS[make]
 
 
 async def test_big_endian_numbers() -> None:

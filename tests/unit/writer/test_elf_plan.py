@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 
@@ -22,6 +24,7 @@ from stages.writer import elf_plan
 from stages.writer.elf_plan import MAX_LOADS, plan_elf
 from stages.writer.elf_segments import Load
 from stages.writer.elf_stage import ElfWriter
+from tests.support.captured_log import captured_log
 from tests.support.kdump_writer import KdumpWriter, utsname
 from tests.support.memory_image import MemoryImage
 from tests.support.vmcore_writer import PAGE, VmcoreWriter, described, pack_note, prstatus
@@ -46,15 +49,33 @@ def bitmap(pairs: list[tuple[int, int]], n_pages: int) -> PageBitmap:
     return PageBitmap.from_extents(ExtentSet.from_pairs(pairs), n_pages)
 
 
-def plan(image: Any, kept: PageBitmap, level: int = 31) -> ElfWriter:
-    return plan_elf(
-        image,
-        None,
-        chosen(kept, level),
-        head_order=HeadOrder.BOTH,
-        missing_as_zero=True,
-        counters=RunCounters(),
-    )
+def plan(image: Any, kept: PageBitmap, level: int = 31, kernel: Any = None) -> ElfWriter:
+    async def go() -> ElfWriter:
+        return await plan_elf(
+            image,
+            kernel,
+            chosen(kept, level),
+            head_order=HeadOrder.BOTH,
+            missing_as_zero=True,
+            counters=RunCounters(),
+        )
+
+    return anyio.run(go)
+
+
+@dataclass(frozen=True)
+class DirectMap:
+    """What a plan asks a kernel for: `start` maps `paddr`, modulo 2**64."""
+
+    start: int | None
+    paddr: int
+
+    async def find_page_offset(self) -> int | None:
+        return self.start
+
+    @property
+    def memory_start(self) -> int:
+        return self.paddr % (1 << 64)
 
 
 def memory_image(n_pages: int) -> MemoryImage:
@@ -157,6 +178,32 @@ class TestSources:
             Load(3 * PAGE, 20 * PAGE, 3 * PAGE), Load(50 * PAGE, 60 * PAGE, 50 * PAGE),
         ]  # fmt: skip
         assert (stage.layout.form, stage.layout.e_machine) == (ELF64_LE, 62)
+
+    @pytest.mark.parametrize("paddr", [0, 0x40000000, 0x40000000 - (0x59A4 << 32)])
+    def test_kdump_is_mapped_as_the_kernel_maps_it(self, tmp_path: Path, paddr: int) -> None:
+        """The direct map starts with memory, or below it, and segments say where they lie in it."""
+        first = 0x40000000 // PAGE
+        writer = KdumpWriter(max_mapnr=first + 100).page(first + 3, described(3))
+        image = self.open(tmp_path, writer)
+        start = 0xFFFF000000000000
+
+        stage = plan(
+            image, bitmap([(first + 3, first + 4)], first + 100), kernel=DirectMap(start, paddr)
+        )
+
+        (load,) = stage.loads
+        assert (load.start, load.stop) == ((first + 3) * PAGE, (first + 4) * PAGE)
+        assert load.vaddr == (start - paddr + load.start) % (1 << 64)
+
+    def test_kdump_whose_direct_map_is_not_found(self, tmp_path: Path) -> None:
+        """Segments then say what they say without a kernel, and a warning tells."""
+        image = self.open(tmp_path, KdumpWriter(max_mapnr=100).page(3, described(3)))
+
+        with captured_log() as log:
+            stage = plan(image, bitmap([(3, 4)], 100), kernel=DirectMap(None, 0))
+
+        assert stage.loads == [Load(3 * PAGE, 4 * PAGE, 3 * PAGE)]
+        assert "direct_map_not_found" in log.getvalue()
 
     def test_kdump_without_a_name_of_its_machine(self, tmp_path: Path) -> None:
         """What e_machine would be nobody can tell."""

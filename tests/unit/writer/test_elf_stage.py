@@ -192,6 +192,27 @@ class TestMissing:
         assert [pfn for extent in image.saved for pfn in range(*extent)] == list(SOME)
         assert image.info.incomplete is not None
 
+    @pytest.mark.parametrize("leave_zeros_out", [True, False])
+    @pytest.mark.parametrize("n_spare", [0, 1, 2, 8, 30])
+    async def test_left_out_while_there_is_room(
+        self, n_spare: int, leave_zeros_out: bool, tmp_path: Path
+    ) -> None:
+        """Bad sectors all over the source cost the dump no more than what they hold."""
+        pages: Pages = {pfn: MISSING if pfn % 2 else described(pfn) for pfn in range(50)}
+
+        words: dict[str, Any] = {"n_spare": n_spare, "n_slots": 2 + n_spare}
+        words |= {"missing_as_zero": False, "leave_zeros_out": leave_zeros_out}
+        out = await written(pages, batch_pages=7, **words)
+
+        image = opened(out.blob, tmp_path)
+        found = read_all(image, pages)
+        assert all(found[pfn] == described(pfn) for pfn in range(0, 50, 2))
+        lost = [pfn for pfn in range(1, 50, 2) if found[pfn] is None]
+        assert len(lost) >= min(n_spare, 25)
+        assert all(found[pfn] == bytes(PAGE) for pfn in {*range(1, 50, 2)} - {*lost})
+        assert out.totals.missing_pages == 25
+        assert image.info.incomplete is not None
+
 
 class TestHeadOrder:
     async def test_both(self, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from stages.formats.kdump import PAGE_DESC, KdumpHead, KdumpLayout, MainHeader, 
 from stages.reader.kdump_image import KdumpImage
 from stages.reader.probe import open_image
 from stages.writer.stage import KdumpWriter
+from tests.support.captured_log import captured_log
 from tests.support.images import read_all
 from tests.support.kdump_writer import utsname
 from tests.support.vmcore_writer import PAGE, described, pack_note, prstatus
@@ -163,10 +164,13 @@ class TestMissingPages:
         """Of an image in ruins the first few are enough."""
         pages: Pages = dict.fromkeys(range(0, 400, 2), MISSING)
 
-        out = await written(pages)
+        with captured_log() as log:
+            out = await written(pages)
 
         assert out.totals.missing_pages == 200
         assert len(out.totals.missing_extents) == 64
+        assert log.getvalue().count("pages_unreadable") == 65
+        assert log.getvalue().count("not listed") == 1
 
     async def test_stream_is_told_in_the_end(self) -> None:
         """Where the head comes first it comes again, marked."""
