@@ -28,6 +28,8 @@ from stages.reader.pieces import MAX_OFF
 DEFAULT_PAGE_SIZE: Final = 4096
 MAX_HEADERS: Final = 1 << 18
 """Program headers; makedumpfile's ELF dumps have one for each gap of 1 MiB or more."""
+MAX_HEADER_BYTES: Final = MAX_HEADERS * 64
+"""Of a table of them; an entry has 56 bytes, or 32."""
 _PADDR_BITS: Final = {"riscv64": 56}
 _USUAL_PADDR_BITS: Final = 52
 """What the architectures define: x86_64 and aarch64 have 52 bits, and Linux uses no more of any
@@ -128,7 +130,8 @@ def _load(at: int, phdr: ProgramHeader, form: ElfForm, paddr_end: int) -> LoadSe
     """
     fields = form.phdr.fields
     assert fields is not None
-    file_size = min(phdr.p_filesz, phdr.p_memsz)
+    left_out = phdr.p_offset == form.ones
+    file_size = 0 if left_out else min(phdr.p_filesz, phdr.p_memsz)
     has_paddr = phdr.p_paddr != form.ones
     if has_paddr and phdr.p_paddr + phdr.p_memsz > paddr_end:
         wanted = f"an end below {paddr_end:#x} for p_paddr {phdr.p_paddr:#x}"
@@ -140,7 +143,7 @@ def _load(at: int, phdr: ProgramHeader, form: ElfForm, paddr_end: int) -> LoadSe
         paddr=phdr.p_paddr if has_paddr else None,
         vaddr=phdr.p_vaddr,
         mem_size=phdr.p_memsz,
-        file_off=NO_OFFSET if phdr.p_offset == form.ones else phdr.p_offset,
+        file_off=NO_OFFSET if left_out else phdr.p_offset,
         file_size=file_size,
     )
 
@@ -156,6 +159,9 @@ def _read_program_headers(
     if n_headers > MAX_HEADERS:
         wanted = f"at most {MAX_HEADERS}"
         raise FormatError("elf", None, "number of program headers", n_headers, wanted)
+    if n_headers * size > MAX_HEADER_BYTES:
+        wanted = f"{MAX_HEADER_BYTES // n_headers} at most for {n_headers} headers"
+        raise FormatError("elf", form.ehdr.size - 10, "e_phentsize", size, wanted)
     table = file.read(start, n_headers * size)
     if len(table) < n_headers * size:
         end = start + len(table)

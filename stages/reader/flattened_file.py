@@ -33,7 +33,8 @@ class FlattenedFile:
         """Index `stream`, which becomes this object's to close.
 
         Raises:
-            FormatError: not a stream of type 1 and version 1, or a record has an impossible place.
+            FormatError: not a stream of type 1 and version 1, a record has an impossible place, or
+                too many records overlap.
             TruncatedError: cut inside the header.
             OSError: the device failed.
         """

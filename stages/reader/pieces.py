@@ -9,10 +9,17 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import FormatError
+
 IntArray: TypeAlias = NDArray[np.int64]
 
 MAX_OFF: Final = 1 << 62
 """Addresses and file offsets stay below this, so that sums of two fit in an int64."""
+
+
+MAX_OVERLAPPING: Final = 1 << 18
+"""Ranges that meet others take 650 bytes each for a while. ELF images have no more in all, and
+streams of dump tools write little twice."""
 
 
 class Pieces(NamedTuple):
@@ -35,6 +42,9 @@ def make_disjoint(starts: IntArray, stops: IntArray, offs: IntArray) -> Pieces:
     """Cut ranges (int64[n] each, none empty) so that each byte belongs to the first that has it.
 
     Neighbours that continue each other in the file become one piece.
+
+    Raises:
+        FormatError: more than `MAX_OVERLAPPING` ranges overlap others.
     """
     order = np.argsort(starts, kind="stable")
     firsts, lasts = starts[order], stops[order]
@@ -47,6 +57,10 @@ def make_disjoint(starts: IntArray, stops: IntArray, offs: IntArray) -> Pieces:
     heads = np.flatnonzero(is_head)
     counts = np.diff(np.append(heads, len(order)))
     alone = heads[counts == 1]
+    if (n_overlapping := len(order) - len(alone)) > MAX_OVERLAPPING:
+        raise FormatError(
+            "memory image", None, "overlapping ranges", n_overlapping, f"{MAX_OVERLAPPING} at most"
+        )
     cut: list[tuple[int, int, int]] = []
     for head, count in zip(heads[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
         ranks = order[head : head + count].tolist()

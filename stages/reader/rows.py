@@ -121,7 +121,7 @@ class RowReader:
     def read_part(self, view: memoryview, off: int, pfn: int) -> bool:
         """Read part of page `pfn`; False, and noted, when it can't be had."""
         try:
-            got = self._file.read_into(view, off)
+            got = self._fill(view, off)
             why = PAST_END
         except OSError as error:
             got = 0
@@ -129,6 +129,13 @@ class RowReader:
         if got != len(view):
             self._errors.add([pfn], why)
         return got == len(view)
+
+    def _fill(self, view: memoryview, off: int) -> int:
+        """How many bytes came, fewer than `view` takes at the end of the file only."""
+        done = 0
+        while done < len(view) and (got := self._file.read_into(view[done:], off + done)):
+            done += got
+        return done
 
     def _read_singly(
         self, view: memoryview, off: int, first: int, pfns: PfnArray, states: NDArray[np.uint8]
@@ -138,7 +145,7 @@ class RowReader:
         for row in range(first, len(pfns)):
             page = view[row * page_size : (row + 1) * page_size]
             try:
-                got = self._file.read_into(page, off + row * page_size)
+                got = self._fill(page, off + row * page_size)
                 why = PAST_END
             except OSError as error:
                 got = 0

@@ -185,7 +185,7 @@ def test_kdump_header_beside_the_pages(lies: dict[str, int], tmp_path: Path, tar
 
     call("dump", *QUICK, "-d", "0", source, target).succeeded()
 
-    assert "1 of 1 pages good" in call("verify", target, "--against", source).out
+    assert "1 of 1 page good" in call("verify", target, "--against", source).out
 
 
 def test_dump_level_of_the_source(tmp_path: Path, target: Path) -> None:
@@ -226,6 +226,6 @@ def test_descriptor(lie: dict[str, Any], tmp_path: Path, target: Path) -> None:
     if lie == {"offset": 1}:  # a place inside the headers: who could tell?
         done.succeeded()
         return
-    done.failed(3, "1 pages of")
+    done.failed(3, "1 page of")
     assert done.event("pages_unreadable")["first_pfn"] == "0x3"
-    assert "1 of 1 pages good" in call("verify", target, "--against", source).out
+    assert "1 of 1 page good" in call("verify", target, "--against", source).out

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -121,6 +122,55 @@ def test_pages_against_a_model(
     for pfn, page in found.items():
         expected = memory[pfn * PAGE : (pfn + 1) * PAGE] if pfn in saved else None
         assert page == expected, f"pfn {pfn}"
+
+
+def lost_pages(image: ElfImage, cut_at: int) -> set[int]:
+    """Pages with a byte behind `cut_at`, by what the loads say of themselves."""
+    where = np.full(N_PAGES * PAGE, -1, dtype=np.int64)
+    for load in reversed(image.info.loads):
+        assert load.paddr is not None
+        places = np.arange(load.file_off, load.file_off + load.file_size)
+        where[load.paddr : load.paddr + load.file_size] = places
+    return set(np.flatnonzero((where >= cut_at).reshape(N_PAGES, PAGE).any(axis=1)).tolist())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(given_loads=loads, share=st.floats(0, 1), is_single=st.booleans())
+def test_cut_loses_the_pages_behind_it_and_no_others(
+    given_loads: list[Load], share: float, is_single: bool, tmp_path: Path
+) -> None:
+    """Wherever the data is cut, also inside a page: whole pages are as they were."""
+    writer = VmcoreWriter().note("CORE", 1, prstatus())
+    for load in given_loads:
+        writer.load(paddr=load.paddr, data=load.data, mem_size=load.mem_size)
+    n_bytes = sum(len(load.data) for load in given_loads)
+    size = len(writer.pack())
+    cut_at = size - n_bytes + int(share * n_bytes)
+    _, covered, memory = model(given_loads)
+
+    with opened(writer, tmp_path / "core", cut_at=cut_at) as image:
+        lost = lost_pages(image, cut_at)
+        found: dict[int, bytes | None] = {}
+        for wanted in [{pfn} for pfn in covered] if is_single else [covered]:
+            found |= read_all(image, wanted)
+        is_told = image.info.incomplete is not None
+
+    assert is_told == (cut_at < size)
+    for pfn in covered:
+        expected = None if pfn in lost else memory[pfn * PAGE : (pfn + 1) * PAGE]
+        assert found[pfn] == expected, f"pfn {pfn}"
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_left_out_load_that_claims_a_size(bits: Literal[32, 64], tmp_path: Path) -> None:
+    """A p_offset of all ones is no place in the file, whatever p_filesz says."""
+    writer = VmcoreWriter(machine=EM_386, bits=bits).load(paddr=0, data=described(0, 2))
+    writer.load(paddr=16 * PAGE, mem_size=PAGE, file_size=PAGE, file_off=(1 << bits) - 1)
+
+    with opened(writer, tmp_path / "core") as image:
+        assert list(image.ram) == [Extent(0, 2), Extent(16, 17)]
+        assert list(image.saved) == [Extent(0, 2)]
+        assert read_all(image, [1, 16]) == {1: described(1), 16: None}
 
 
 def test_self_describing_pages(tmp_path: Path) -> None:

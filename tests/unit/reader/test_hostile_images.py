@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DumpError, FormatError, TruncatedError, UnsupportedError
+from stages.reader import pieces
 from stages.reader.probe import open_image
 from tests.support.images import read_all
 from tests.support.kdump_writer import KdumpWriter, flatten
@@ -73,6 +74,7 @@ def elf_writer(**kwargs: Any) -> VmcoreWriter:  # fields by name
         (elf_writer(lies={"e_phoff": 8}), FormatError, "e_phoff"),
         (elf_writer(lies={"e_phentsize": 8}), FormatError, "e_phentsize"),
         (elf_writer(lies={"e_phentsize": 65535}), TruncatedError, "program headers"),
+        (elf_writer(lies={"e_phentsize": 65535, "e_phnum": 65534}), FormatError, "e_phentsize"),
         (elf_writer(lies={"e_phnum": 65534}), TruncatedError, "program headers"),
         (elf_writer(lies={"e_phnum": 65535}), FormatError, "e_shoff"),
         (elf_writer(extended=True, lies={"sh_info": 2**32 - 1}), FormatError, "program headers"),
@@ -311,6 +313,21 @@ def test_flattened_records_without_end(tmp_path: Path) -> None:
 
     with bounded(), pytest.raises(DumpError, match="not a memory image"):
         open_image(str(tmp_path / "image"))
+
+
+def test_flattened_records_on_top_of_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Records that overlap are looked at one by one, so there may not be millions of them."""
+    monkeypatch.setattr(pieces, "MAX_OVERLAPPING", 1000)
+    path = tmp_path / "image"
+    dump = kdump_writer().pack()
+    path.write_bytes(flatten(dump, extra=[(at, b"xy") for at in range(2**20, 2**20 + 900)]))
+    assert read_some(path) == {3: described(3), 4: described(4)}
+
+    path.write_bytes(flatten(dump, extra=[(at, b"xy") for at in range(2**20, 2**20 + 1001)]))
+    with pytest.raises(FormatError, match="overlapping ranges is 0x3e9, wanted 1000 at most"):
+        open_image(str(path))
 
 
 @pytest.mark.parametrize("offset", [2**62, 2**63 - 1])

@@ -51,7 +51,7 @@ def image_of(path: Path, n_pages: int, **kwargs: int) -> tuple[ElfImage, Failing
 @given(
     bad=st.sets(st.integers(0, 31), max_size=6),
     wanted=st.one_of(st.just(set(range(32))), st.sets(st.integers(0, 31), min_size=1)),
-    most=st.sampled_from([1 << 30, 5000, PAGE]),
+    most=st.sampled_from([1 << 30, 5000, PAGE, 1000]),
 )
 def test_only_bad_pages_are_lost(
     bad: set[int], wanted: set[int], most: int, tmp_path: Path
@@ -94,6 +94,18 @@ def test_bad_part_of_an_odd_page(tmp_path: Path) -> None:
     file.bad = {writer.header_bytes + PAGE - 1}
 
     assert read_all(image, [0, 1]) == {0: bytes(0x800) + b"a" * 0x800, 1: None}
+    image.close()
+
+
+def test_odd_page_that_comes_in_pieces(tmp_path: Path) -> None:
+    """A read that brings less than was asked for is not the end of the file."""
+    writer = VmcoreWriter().load(paddr=0x800, data=b"a" * PAGE)
+    image = ElfImage(FailingFile(writer.write(tmp_path / "core"), most_at_once=1000))
+
+    assert read_all(image, [0, 1]) == {
+        0: bytes(0x800) + b"a" * 0x800,
+        1: b"a" * 0x800 + bytes(0x800),
+    }
     image.close()
 
 
