@@ -146,6 +146,37 @@ def test_crash_opens_the_flattened_form(tmp_path: Path) -> None:
     assert shown == crash_commands(symbols, tmp_path / "direct", ["sys", "ps"])
 
 
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """makedumpfile's dump of the smallest image."""
+    out = tmp_path_factory.mktemp("theirs") / "dump"
+    makedumpfile_dump(ensure_oracle_image("k5.10-4l"), 31, "lzo", out)
+    return out
+
+
+@pytest.mark.parametrize("form", [(), ("--flatten",)], ids=["direct", "flattened"])
+@pytest.mark.parametrize("codec", ["none", "zlib", "lzo", "snappy", "zstd"])
+def test_drgn_reads_every_codec_and_form(
+    codec: str, form: tuple[str, ...], theirs: Path, tmp_path: Path
+) -> None:
+    """drgn's libkdumpfile decodes what it finds the same tasks in as in makedumpfile's dump."""
+    dump(ensure_image("k5.10-4l"), 31, codec, tmp_path / "ours", *form)
+    symbols = vmlinux("5.10")
+
+    assert drgn_tasks(tmp_path / "ours", symbols) == drgn_tasks(theirs, symbols)
+
+
+@pytest.mark.parametrize("codec", ["none", "zlib", "snappy"])
+def test_crash_reads_the_other_codecs(codec: str, theirs: Path, tmp_path: Path) -> None:
+    """sys and ps are those of makedumpfile's dump; lzo and zstd have their own tests."""
+    dump(ensure_image("k5.10-4l"), 31, codec, tmp_path / "ours")
+    symbols = vmlinux("5.10")
+
+    shown = crash_commands(symbols, tmp_path / "ours", ["sys", "ps"])
+
+    assert shown == crash_commands(symbols, theirs, ["sys", "ps"])
+
+
 @pytest.mark.parametrize("name", ["k6.1-4l", "kexec-6.1"])
 def test_drgn_lists_the_guests_tasks(name: str, tmp_path: Path) -> None:
     """drgn opens the dump and finds the tasks that it finds in makedumpfile's."""
