@@ -3,14 +3,13 @@
 Only argument parsing and exit codes live here. Everything heavy is imported by the command that
 needs it, so that ``--help`` answers at once and a capture kernel loads what it uses.
 
-Exit codes: 0 done; 1 failed; 2 wrong usage or settings; 3 an incomplete but usable dump was left.
+Exit codes: 0 done; 1 failed; 2 wrong usage or settings; 3 an incomplete but usable dump was left;
+141 the reader of a report went away, which is no failure and no line on standard error.
 Data goes to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import io
 import os
 import signal
@@ -19,7 +18,15 @@ from typing import TYPE_CHECKING, Final
 
 from pipeline.config.arguments import make_parser
 from pipeline.config.dump_arguments import given_settings
-from pipeline.errors import EXIT_DONE, DumpError, UsageError, exit_code, full_text
+from pipeline.errors import (
+    EXIT_DONE,
+    ClosedOutputError,
+    DumpError,
+    UsageError,
+    exit_code,
+    full_text,
+)
+from pipeline.obs.output import printing
 from pipeline.obs.plain import one_line
 
 if TYPE_CHECKING:
@@ -30,27 +37,6 @@ if TYPE_CHECKING:
 
     from pipeline.config.layers import LoadedSettings
     from pipeline.config.request import DumpRequest
-
-
-_GC_THRESHOLD: Final = 50_000
-"""New containers before the first look for garbage; 700 is the default."""
-
-
-def run() -> NoReturn:
-    """The installed script: `main`, and out, without taking the interpreter apart first.
-
-    Importing makes containers by the hundred thousand and frees none; looking for garbage among
-    them, and taking everything apart at the end, would be a tenth of a short run.
-    """
-    gc.set_threshold(_GC_THRESHOLD)
-    try:
-        code: object = main()
-    except SystemExit as leaving:  # argparse has said what it had to
-        code = leaving.code
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-    os._exit(code if isinstance(code, int) else bool(code))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _end_in_order()
         code = _run(words)
         if sys.stdout is not None:
-            sys.stdout.flush()
+            with printing():
+                sys.stdout.flush()
     except BaseException as error:
         if "--debug" in words:
             _show_traceback(error)
@@ -75,11 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int:
     try:
-        arguments = make_parser(words[0] if words else None).parse_args(words)
-    except SystemExit as end:  # help and version are out, or the usage error is
+        with printing():  # help and version
+            arguments = make_parser(words[0] if words else None).parse_args(words)
+    except SystemExit as end:  # they are out, or the usage error is
         return end.code if isinstance(end.code, int) else EXIT_DONE
-    if sys.stdout is None and not _writes_a_file(arguments):
+    if sys.stdout is None and _needs_standard_output(arguments):
         raise UsageError("standard output is closed")
+    form = getattr(arguments, "log_format", None)
+    if form is not None:  # what is wrong with the settings is told in it, too
+        from pipeline.obs.log import configure_log
+
+        configure_log(form)
     return _COMMANDS[arguments.command](arguments)
 
 
@@ -98,16 +91,20 @@ def _hold_standard_files() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _writes_a_file(arguments: Namespace) -> bool:
-    """True when standard output is not needed."""
-    return bool(arguments.command == "dump" and arguments.target != "-")
+def _needs_standard_output(arguments: Namespace) -> bool:
+    """False for what has files to write, and nothing to print."""
+    if arguments.command == "dump":
+        return "-" in (arguments.target, *arguments.also)
+    return arguments.command not in {"decrypt", "resume"}
 
 
 def _end_in_order() -> None:
     """SIGTERM and SIGHUP end the command as Ctrl-C does, unless whoever started it ignores them."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _terminate)
+            # asyncio takes over SIGINT if its handler is the usual one, and no other.
+            ours = signal.default_int_handler if number == signal.SIGINT else _terminate
+            signal.signal(number, ours)
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -120,22 +117,30 @@ def _ignore(_what: object) -> None:
 
 def _report(error: BaseException) -> int:
     """Say in one line what ended the command; the exit code for it."""
-    if isinstance(error, BrokenPipeError):
+    from pipeline.obs.log import asked_for_json, log_event
+
+    code = exit_code(error)
+    if isinstance(error, ClosedOutputError):
         _drop_standard_output()
+    elif asked_for_json():
+        log_event("run_failed", "error", text=_said(error), exit_code=code)
+    else:
+        _say(f"dumpstream: error: {one_line(_said(error))}\n")
+    return code
+
+
+def _say(line: str) -> None:
     try:
-        sys.stderr.write(f"dumpstream: error: {one_line(_said(error))}\n")
+        sys.stderr.write(line)
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
         pass  # standard error is gone; the exit code still tells
-    return exit_code(error)
 
 
 def _said(error: BaseException) -> str:
     match error:
         case KeyboardInterrupt():
             return "interrupted"
-        case BrokenPipeError():
-            return "standard output was closed by its reader"
         case DumpError():
             return full_text(error)
         case OSError(strerror=str(why), filename=str(name)):
@@ -279,7 +284,8 @@ def _doctor(arguments: Namespace) -> int:
     # Not through `assemble`: it must work where the packages that other commands need are absent.
     from pipeline.obs.doctor import run_doctor
 
-    return run_doctor(arguments.directory, sys.stdout)
+    with printing():
+        return run_doctor(arguments.directory, sys.stdout)
 
 
 _COMMANDS: Final[dict[str, Callable[[Namespace], int]]] = {

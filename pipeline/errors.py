@@ -134,6 +134,10 @@ class ConfigError(DumpError):
         super().__init__(f"{file}: {key}: {problem}")
 
 
+class ClosedOutputError(DumpError):
+    """The reader of a report went away, as ``head`` does: it has what it wanted."""
+
+
 class UsageError(DumpError):
     """The command line asks for something that makes no sense."""
 
@@ -180,10 +184,26 @@ class IncompleteDumpError(DumpError):
         super().__init__(f"{reason}; the dump is usable as far as it goes: {where}")
 
 
+class OnlyLogError(IncompleteDumpError):
+    """No target took the dump, and one has the kernel log.
+
+    Args:
+        log: where that is.
+        where: an incomplete dump that was left as well, empty if none was.
+    """
+
+    def __init__(self, log: str, where: str) -> None:
+        super().__init__(f"no target took the dump, only the kernel log is there: {log}", where)
+        if not where:
+            self.args = (self.reason,)
+
+
 EXIT_DONE: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INCOMPLETE: Final = 3
+EXIT_CLOSED_OUTPUT: Final = 141
+"""What a shell shows of a command that died of SIGPIPE: 128 and its number."""
 
 
 def first_of(error: BaseException) -> BaseException:
@@ -209,4 +229,6 @@ def exit_code(error: BaseException) -> int:
         cause = cause.cause
     if isinstance(cause, IncompleteDumpError):
         return EXIT_INCOMPLETE
+    if isinstance(cause, ClosedOutputError):
+        return EXIT_CLOSED_OUTPUT
     return EXIT_USAGE if isinstance(cause, (ConfigError, UsageError)) else EXIT_FAILED

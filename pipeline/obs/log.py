@@ -8,12 +8,13 @@ not cost a dump.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TextIO, TypeAlias
 
-from pipeline.obs.plain import printable
+from pipeline.obs.plain import printable, takes_escapes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +60,11 @@ def configure_log(
     _LOG.form, _LOG.rank, _LOG.stream, _LOG.logger = form, _RANKS[level], stream, None
 
 
+def asked_for_json() -> bool:
+    """True when JSON was chosen, not only found fit for a stream that is no terminal."""
+    return _LOG.form == "json"
+
+
 def log_event(event: str, level: Level = "info", **keys: object) -> None:
     """Say that `event` (``noun_verb``) happened; values in `keys` are plain."""
     if _RANKS[level] < _LOG.rank:
@@ -99,7 +105,7 @@ def _make_logger(stream: TextIO) -> _Logger:
     import structlog
 
     structlog.configure(
-        processors=_for_people(colors=stream.isatty()),
+        processors=_for_people(colors=takes_escapes(stream) and not os.environ.get("NO_COLOR")),
         logger_factory=structlog.PrintLoggerFactory(file=stream),
         wrapper_class=structlog.BoundLogger,
         cache_logger_on_first_use=False,

@@ -7,9 +7,13 @@ read it. The stream is whole only with its end record, which is written after ev
 from __future__ import annotations
 
 import os
+import select
+import socket
 import stat
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -107,10 +111,20 @@ def _after(views: list[memoryview], n_bytes: int) -> list[memoryview]:
     return []
 
 
+def refuse_terminal(fd: int) -> None:
+    """Keep binary data from whoever sits there.
+
+    Raises:
+        UsageError: `fd` is a terminal.
+    """
+    if os.isatty(fd):
+        raise UsageError("standard output is a terminal; redirect it or name a file")
+
+
 class StdoutStream:
     """An inherited descriptor.
 
-    Pipes are written without blocking, so that Ctrl-C works while the other end sleeps.
+    Pipes and sockets are written without blocking, so that Ctrl-C works while the other end sleeps.
     """
 
     target = "stdout"
@@ -118,25 +132,40 @@ class StdoutStream:
     def __init__(self, fd: int | None = None) -> None:
         self._given_fd = sys.stdout.fileno() if fd is None else fd
         self._fd = -1
-        self._waits = False
+        self._socket: socket.socket | None = None
+        # Writes what there is room for; None for what never waits for a reader, such as a file.
+        self._put: Callable[[list[memoryview]], int] | None = None
 
     def open(self) -> None:
-        if os.isatty(self._given_fd):
-            raise UsageError("standard output is a terminal; redirect it or name a file")
+        refuse_terminal(self._given_fd)
         self._fd = self._given_fd
-        if stat.S_ISFIFO(os.fstat(self._given_fd).st_mode):
-            # A description of our own: O_NONBLOCK on the given one would leak to its other users.
-            self._waits = True
-            self._fd = os.open(
-                f"/proc/self/fd/{self._given_fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
-            )
+        mode = os.fstat(self._given_fd).st_mode
+        if stat.S_ISFIFO(mode):
+            self._open_pipe()
+        elif stat.S_ISSOCK(mode):
+            self._socket = socket.socket(fileno=os.dup(self._given_fd))
+            self._put = partial(_send, self._socket)
+
+    def _open_pipe(self) -> None:
+        """Have a description of our own: O_NONBLOCK on the given one would leak to its others."""
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            self._fd = os.open(f"/proc/self/fd/{self._given_fd}", flags)
+        except OSError:  # somebody else's pipe (`su`, `sudo -u`), or no /proc
+            self._put = self._put_little
+        else:
+            self._put = partial(os.writev, self._fd)
+
+    def _put_little(self, views: list[memoryview]) -> int:
+        """As much as never blocks on a pipe that is ready to be written."""
+        return os.write(self._fd, views[0][: select.PIPE_BUF])
 
     async def write(self, views: list[memoryview]) -> int:
-        if not self._waits:
+        if self._put is None:
             return await anyio.to_thread.run_sync(os.writev, self._fd, views)
         await anyio.wait_writable(self._fd)
         try:
-            return os.writev(self._fd, views)
+            return self._put(views)
         except BlockingIOError:
             return 0
 
@@ -154,6 +183,13 @@ class StdoutStream:
         if self._fd not in (-1, self._given_fd):
             os.close(self._fd)
         self._fd = -1
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _send(link: socket.socket, views: list[memoryview]) -> int:
+    return link.sendmsg(views, [], socket.MSG_DONTWAIT)
 
 
 class FileStream:

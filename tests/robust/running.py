@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline import cli
+from pipeline.obs.log import configure_log
 
 TIMEOUT_S: Final = 120
 """Far above what any run of these tests takes on a busy machine: what takes longer hangs."""
@@ -92,6 +93,7 @@ def run(*words: object, **more: Any) -> Done:
 def call(*words: object) -> Done:
     """The same inside this process: ten times as fast, and without the exit of a process."""
     out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    configure_log()  # a new process does not have the format of the one before
     with _signals_kept(), redirect_stdout(out), redirect_stderr(err):
         code = cli.main([str(word) for word in words])
     out.flush()
@@ -102,7 +104,7 @@ def call(*words: object) -> Done:
 @contextmanager
 def _signals_kept() -> Iterator[None]:
     """Puts back the handlers that the command line sets for its process."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     try:
         yield

@@ -9,9 +9,10 @@ from typing import IO
 
 import pytest
 
+from pipeline.errors import EXIT_CLOSED_OUTPUT
 from stages.demo.build import DemoFacts
 from stages.formats.flattened import END_RECORD
-from tests.robust.running import TIMEOUT_S, Done, call, command, finish, run, started
+from tests.robust.running import TIMEOUT_S, Done, call, command, finish, left_in, run, started
 from tests.robust.test_signals import PIPES
 
 MODES = [
@@ -59,7 +60,15 @@ def test_full_device(mode: tuple[str, ...], demo: DemoFacts) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["info"], ["info", "--json"], ["dmesg"], ["verify"], ["translate", "ffff888000000000"]],
+    [
+        ["info"],
+        ["info", "--json"],
+        ["dmesg"],
+        ["verify"],
+        ["translate", "ffff888000000000"],
+        ["plan", "-"],
+        ["estimate"],
+    ],
 )
 class TestOtherCommands:
     def test_full_device(self, words: list[str], demo: DemoFacts) -> None:
@@ -70,7 +79,7 @@ class TestOtherCommands:
         assert done.failed(1) == "standard output: No space left on device"
 
     def test_reader_that_was_never_there(self, words: list[str], demo: DemoFacts) -> None:
-        """Neither is one that nobody took."""
+        """Nobody wants to read on: no word, and the code of a death by SIGPIPE."""
         reading, writing = os.pipe()
         os.close(reading)
         try:
@@ -78,7 +87,7 @@ class TestOtherCommands:
         finally:
             os.close(writing)
 
-        assert done.failed(1) == "standard output was closed by its reader"
+        assert (done.code, done.err) == (EXIT_CLOSED_OUTPUT, "")
 
 
 def test_file_as_standard_output(demo: DemoFacts, tmp_path: Path) -> None:
@@ -129,11 +138,15 @@ def test_full_standard_error(demo: DemoFacts, target: Path) -> None:
     assert call("verify", target, "--against", demo.path).code == 0
 
 
-def test_stdout_is_a_terminal(demo: DemoFacts) -> None:
-    """Binary data is kept from a terminal."""
+def test_stdout_is_a_terminal(demo: DemoFacts, target: Path) -> None:
+    """Binary data is kept from a terminal, before anything else is looked at."""
     ours, theirs = os.openpty()
     try:
-        run("dump", demo.path, "-", stdout=theirs).failed(2, "standard output is a terminal")
+        for words in (["-"], [target, "-"]):
+            done = run("dump", "/nonexistent", *words, stdout=theirs)
+            done.failed(2, "standard output is a terminal")
+        assert left_in(target.parent) == []
+        run("plan", demo.path, "-", stdout=theirs).succeeded()
     finally:
         os.close(ours)
         os.close(theirs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
-from pipeline.errors import ConfigError, MissingInfoError, SinkError, StageError
+from pipeline.errors import (
+    EXIT_CLOSED_OUTPUT,
+    ConfigError,
+    MissingInfoError,
+    SinkError,
+    StageError,
+)
 
 COMMANDS = ["dump", "info", "verify", "translate", "dmesg", "plan", "demo", "doctor"]
 HEAVY = {"numpy", "anyio", "asyncio", "msgspec", "structlog", "zstandard", "isal", "tomllib"}
@@ -97,7 +104,7 @@ class TestHelp:
         assert done.stdout.startswith("dumpstream 0.")
 
     def test_reader_of_help_went_away(self) -> None:
-        """Help into a closed pipe is one line, as for any other output."""
+        """Help into a closed pipe ends as any other report does."""
         reading, writing = os.pipe()
         os.close(reading)
         try:
@@ -106,8 +113,7 @@ class TestHelp:
         finally:
             os.close(writing)
 
-        assert done.returncode == 1
-        assert done.stderr == "dumpstream: error: standard output was closed by its reader\n"
+        assert (done.returncode, done.stderr) == (EXIT_CLOSED_OUTPUT, "")
 
 
 class TestUsage:
@@ -169,6 +175,7 @@ class TestErrors:
             (FileNotFoundError(2, "No such file", "/a\nb"), 1, "/a b: No such file"),
             (OSError(5, "Input/output error"), 1, "Input/output error"),
             (OSError("odd"), 1, "odd"),
+            (BrokenPipeError(32, "Broken pipe"), 1, "Broken pipe"),
             (SinkError("two\nlines\x1b[2J"), 1, "two lines\\x1b[2J"),
             (MemoryError(), 1, "out of memory; a smaller memory.budget takes less"),
             (KeyError("x"), 1, "unexpected KeyError: 'x' (--debug shows where)"),
@@ -216,9 +223,59 @@ class TestErrors:
         assert err == "dumpstream: error: interrupted\n"
 
 
+class TestJsonLog:
+    """A log that was asked for in JSON is JSON to its last line."""
+
+    @pytest.mark.parametrize(
+        ("words", "code", "said"),
+        [
+            (["/nonexistent", "x"], 1, "/nonexistent: No such file or directory"),
+            (["--set", "a.b=c", "/nonexistent", "x"], 2, "--set: a.b: no such section"),
+            (["/nonexistent", "gopher://host/x"], 2, "gopher:// is not a target"),
+        ],
+    )
+    def test_failure_is_an_event(self, words: list[str], code: int, said: str) -> None:
+        """With the text of the error and the exit code, which stays what it was."""
+        done = run("dump", "--log-format", "json", *words)
+
+        (line,) = done.stderr.splitlines()
+        event = json.loads(line)
+        assert list(event) == ["timestamp", "level", "event", "text", "exit_code"]
+        assert (event["level"], event["event"]) == ("error", "run_failed")
+        assert said in event["text"]
+        assert event["exit_code"] == done.returncode == code
+
+    def test_by_a_setting(self) -> None:
+        """The setting asks as the option does."""
+        environ = {**os.environ, "DUMPSTREAM_RUN__LOG_FORMAT": "json"}
+
+        done = run("dump", "/nonexistent", "x", env=environ)
+
+        assert json.loads(done.stderr)["event"] == "run_failed"
+
+    @pytest.mark.parametrize("words", [[], ["--log-format", "console"]])
+    def test_not_asked_for(self, words: list[str]) -> None:
+        """Whoever starts it by hand or from a script reads why in words, into a file too."""
+        done = run("dump", *words, "/nonexistent", "x")
+
+        assert done.stderr == "dumpstream: error: /nonexistent: No such file or directory\n"
+
+    def test_signal(self) -> None:
+        """So is an interruption."""
+        code = "    from pipeline.obs.log import configure_log\n    configure_log('json')\n"
+        with start_script(f"{code}    print('ready', flush=True)\n    time.sleep(30)") as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=60)
+
+        assert process.returncode == 1
+        assert json.loads(err)["text"] == "interrupted"
+
+
 class TestStreams:
     def test_reader_of_our_output_went_away(self) -> None:
-        """A closed pipe is one line and code 1, without complaints at exit."""
+        """As head does: the code of a death by SIGPIPE, and not a word, at exit neither."""
         reading, writing = os.pipe()
         os.close(reading)
         try:
@@ -226,8 +283,7 @@ class TestStreams:
         finally:
             os.close(writing)
 
-        assert done.returncode == 1
-        assert done.stderr == "dumpstream: error: standard output was closed by its reader\n"
+        assert (done.returncode, done.stderr) == (EXIT_CLOSED_OUTPUT, "")
 
     def test_full_device(self) -> None:
         """Output that could not be written is a failure, in one line."""
@@ -235,14 +291,19 @@ class TestStreams:
             done = run("doctor", stdout=full)
 
         assert done.returncode == 1
-        assert done.stderr == "dumpstream: error: No space left on device\n"
+        assert done.stderr == "dumpstream: error: standard output: No space left on device\n"
 
     def test_closed_standard_output(self) -> None:
         """A command that has data to print refuses to print it nowhere."""
-        done = shell('"$@" >&-', "doctor")
+        for words in (
+            ["doctor"],
+            ["dump", "/nonexistent", "-"],
+            ["dump", "/nonexistent", "x", "-"],
+        ):
+            done = shell('"$@" >&-', *words)
 
-        assert done.returncode == 2
-        assert done.stderr == "dumpstream: error: standard output is closed\n"
+            assert done.returncode == 2
+            assert done.stderr == "dumpstream: error: standard output is closed\n"
 
     def test_closed_standard_error(self) -> None:
         """Without standard error the exit code still tells."""

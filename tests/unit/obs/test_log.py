@@ -70,6 +70,28 @@ class TestForm:
         assert "\x1b[2J" not in shown
         assert "\\x1b[2J" in shown
 
+    @pytest.mark.parametrize(
+        ("environ", "coloured"),
+        [
+            ({"TERM": "xterm"}, True),
+            ({"TERM": "dumb"}, False),
+            ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+            ({"TERM": "xterm", "NO_COLOR": ""}, True),
+        ],
+    )
+    def test_colours(
+        self, environ: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Only for a terminal that knows them, and a person who wants them (no-color.org)."""
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        with open_terminal() as terminal:
+            configure_log(stream=terminal.stream)
+            log_event("segment_opened")
+
+            assert ("\x1b[" in terminal.read()) == coloured
+
     def test_asked_for_json_at_a_terminal(self) -> None:
         """What was asked for beats what the stream is."""
         with open_terminal() as terminal:
