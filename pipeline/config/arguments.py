@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, NoReturn
 
 from pipeline.config import dump_arguments as dump
 from pipeline.config import network_arguments as network
-from pipeline.config.dump_arguments import add_source
+from pipeline.config.dump_arguments import add_source, given_name, new_file
 from pipeline.errors import EXIT_USAGE
 from pipeline.obs.plain import one_line
 
@@ -27,7 +27,8 @@ examples:
   dumpstream info /var/crash/vmcore
 
 Data goes to standard output, everything else to standard error.
-Exit codes: 0 done; 1 failed; 2 wrong usage or settings; 3 an incomplete but usable dump was left.
+Exit codes: 0 done; 1 failed; 2 wrong usage or settings; 3 an incomplete but usable dump was left;
+141 the reader of a report went away.
 `dumpstream COMMAND --help` tells more.
 """
 _PLAN_EPILOGUE: Final = """\
@@ -123,9 +124,13 @@ class _ShowVersion(argparse.Action):
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as every other failure does, and leaves the usage to help."""
 
+    command: str | None = None
+    """What the program's own parser is there for: an unknown option is its to refuse."""
+
     def error(self, message: str) -> NoReturn:
         said = one_line(message)
-        self.exit(EXIT_USAGE, f"dumpstream: error: {said} (`{self.prog} --help` tells more)\n")
+        helps = f"{self.prog} {self.command}" if self.command else self.prog
+        self.exit(EXIT_USAGE, f"dumpstream: error: {said} (`{helps} --help` tells more)\n")
 
 
 def make_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -144,6 +149,8 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show it and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    if command in _COMMANDS:
+        parser.command = command
     for name in (command,) if command in _COMMANDS else _COMMANDS:
         effect, epilogue, add_arguments = _COMMANDS[name]
         add_arguments(_command(commands, name, effect, epilogue))
@@ -157,7 +164,9 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
     add_source(parser, "DUMP", "dump to check")
-    parser.add_argument("--against", metavar="SOURCE", help="image whose kept pages must be equal")
+    parser.add_argument(
+        "--against", metavar="SOURCE", type=given_name, help="image whose kept pages must be equal"
+    )
     parser.add_argument(
         "--full", action="store_true", help="of a URL: read every byte, not only what proves it"
     )
@@ -194,13 +203,20 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--directory", metavar="DIR", help="where the files go (default: a new temporary folder)"
+        "--directory",
+        metavar="DIR",
+        type=given_name,
+        help="where the files go (default: a new temporary folder)",
     )
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--directory", default=".", metavar="DIR", help="where dumps would go (default: here)"
+        "--directory",
+        default=".",
+        metavar="DIR",
+        type=given_name,
+        help="where dumps would go (default: here)",
     )
 
 
@@ -208,9 +224,11 @@ def _add_trace(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     record = actions.add_parser("record", help="write the requests of a run", allow_abbrev=False)
     add_source(record, "SOURCE", "memory image or dump")
-    record.add_argument("file", metavar="FILE", help="the trace, which must not exist yet")
+    record.add_argument(
+        "file", metavar="FILE", type=new_file, help="the trace, which must not exist yet"
+    )
     replay = actions.add_parser("replay", help="try other caches on them", allow_abbrev=False)
-    replay.add_argument("file", metavar="FILE", help="a trace")
+    replay.add_argument("file", metavar="FILE", type=given_name, help="a trace")
     replay.add_argument("--policy", action="append", choices=POLICIES, help="repeatable; all")
     replay.add_argument(
         "--capacity", action="append", metavar="SIZE", help="repeatable; from 64KiB to 8MiB"

@@ -24,5 +24,6 @@ def seconds(low: float, high: float) -> Meta:
 
 def size(low: int, high: int) -> Meta:
     """A number of bytes, which may be spelt ``64MiB``."""
-    said = f"a size from {show_size(low)} to {show_size(high)} (such as 64MiB)"
+    example = f"{min(64 * MIB, high) // MIB}MiB"
+    said = f"a size from {show_size(low)} to {show_size(high)} (such as {example})"
     return Meta(ge=low, le=high, description=said, extra={"size": True})

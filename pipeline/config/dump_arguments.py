@@ -83,17 +83,32 @@ def codec_level(text: str) -> int:
     return int(text)
 
 
+def given_name(text: str) -> str:
+    """A path or URL: an empty one is a shell variable that nobody set."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
+def new_file(text: str) -> str:
+    """A file to write: ``-`` would become one of that name, which nobody means."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("takes a file, not - (nor standard output)")
+    return given_name(text)
+
+
 def add_source(parser: argparse.ArgumentParser, metavar: str, said: str) -> None:
-    parser.add_argument("source", metavar=metavar, help=said)
+    parser.add_argument("source", metavar=metavar, type=given_name, help=said)
 
 
 def add_dump(parser: argparse.ArgumentParser) -> None:
     add_source(parser, "SOURCE", "memory image, such as /proc/vmcore")
-    parser.add_argument("target", metavar="TARGET", help="where the dump goes")
+    parser.add_argument("target", metavar="TARGET", type=given_name, help="where the dump goes")
     parser.add_argument(
         "also",
         metavar="TARGET",
         nargs="*",
+        type=given_name,
         default=[],  # else it is named among what is required
         help="more targets, which get it at the same time",
     )
@@ -136,7 +151,9 @@ def _add_flag(group: argparse._ArgumentGroup, *names: str, **more: str) -> None:
 
 def _add_settings_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--profile", metavar="NAME", help="capture, network, throughput or default")
-    group.add_argument("--config", metavar="FILE", help="settings in TOML, above the profile")
+    group.add_argument(
+        "--config", metavar="FILE", type=given_name, help="settings in TOML, above the profile"
+    )
     group.add_argument(
         "--set",
         dest="sets",
@@ -158,4 +175,6 @@ def add_report_options(group: argparse._ArgumentGroup) -> None:
         choices=("console", "json"),
         help="without it: lines for people at a terminal, JSON otherwise",
     )
-    group.add_argument("--stats", metavar="FILE.json", help="one JSON object about the run")
+    group.add_argument(
+        "--stats", metavar="FILE.json", type=new_file, help="one JSON object about the run"
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Final
 
+from pipeline.config.dump_arguments import add_source, given_name, new_file
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -47,13 +49,17 @@ examples:
 
 
 def add_estimate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="memory image or dump")
-    parser.add_argument("target", metavar="TARGET", nargs="?", help="where a dump would go")
+    add_source(parser, "SOURCE", "memory image or dump")
+    parser.add_argument(
+        "target", metavar="TARGET", type=given_name, nargs="?", help="where a dump would go"
+    )
 
 
 def add_receive(parser: argparse.ArgumentParser, size: Callable[[str], int]) -> None:
     """``receive --listen HOST:PORT DIR`` or ``receive - FILE``."""
-    parser.add_argument("target", metavar="DIR", nargs="+", help="where dumps go; or: - FILE")
+    parser.add_argument(
+        "target", metavar="DIR", type=given_name, nargs="+", help="where dumps go; or: - FILE"
+    )
     parser.add_argument("--listen", metavar="HOST:PORT", help="address to take dumps at")
     parser.add_argument("--tls-cert", metavar="FILE", help="PEM; our certificate")
     parser.add_argument("--tls-key", metavar="FILE", help="PEM; its key, if not in the same file")
@@ -65,15 +71,21 @@ def add_receive(parser: argparse.ArgumentParser, size: Callable[[str], int]) -> 
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("journal", metavar="JOURNAL", help="named by the run that failed")
+    parser.add_argument(
+        "journal", metavar="JOURNAL", type=given_name, help="named by the run that failed"
+    )
 
 
 def add_keygen(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", nargs="?", help="new file for the secret key")
+    parser.add_argument(
+        "file", metavar="FILE", type=new_file, nargs="?", help="new file for the secret key"
+    )
 
 
 def add_decrypt(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="IN", help="encrypted dump")
-    parser.add_argument("target", metavar="OUT", help="file for the dump")
-    parser.add_argument("--identity", required=True, metavar="FILE", help="with the secret key")
+    add_source(parser, "IN", "encrypted dump")
+    parser.add_argument("target", metavar="OUT", type=new_file, help="file for the dump")
+    parser.add_argument(
+        "--identity", required=True, metavar="FILE", type=given_name, help="with the secret key"
+    )
     parser.add_argument("-f", "--force", action="store_true", help="replace OUT if it exists")

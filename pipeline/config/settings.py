@@ -11,6 +11,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
+from pipeline.config.bounds import size as _size
+from pipeline.config.bounds import whole as _whole
 from pipeline.config.targets import (
     AzureSettings,
     HttpSettings,
@@ -20,7 +22,6 @@ from pipeline.config.targets import (
     TargetEntry,
     TcpSettings,
 )
-from pipeline.memory.sizes import show_size
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -28,17 +29,8 @@ GIB = 1 << 30
 TIB = 1 << 40
 
 
-def _whole(low: int, high: int) -> Meta:
-    return Meta(ge=low, le=high, description=f"a whole number from {low} to {high}")
-
-
-def _size(low: int, high: int) -> Meta:
-    said = f"a size from {show_size(low)} to {show_size(high)} (such as 64MiB)"
-    return Meta(ge=low, le=high, description=said, extra={"size": True})
-
-
 def _number(low: float, high: float) -> Meta:
-    return Meta(ge=low, le=high, description=f"a number from {low:g} to {high:g}")
+    return Meta(ge=low, le=high, description=f"a number from {low:.9g} to {high:.9g}")
 
 
 Auto: TypeAlias = Literal["auto"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import msgspec
 from msgspec import Struct
 
 from pipeline.config.layers import BUILT_IN, LoadedSettings
@@ -12,6 +11,7 @@ from pipeline.config.resolved import Resolved
 from pipeline.config.schema import is_size, setting_keys, value_of
 from pipeline.config.settings import NETWORK_SECTIONS
 from pipeline.memory.sizes import show_size
+from pipeline.obs.plain import json_text
 
 
 class PlanRow(Struct, frozen=True):
@@ -53,7 +53,7 @@ def plan_json(resolved: Resolved, loaded: LoadedSettings) -> str:
             ],
         },
     }
-    return msgspec.json.format(msgspec.json.encode(plan), indent=2).decode()
+    return json_text(plan).decode()
 
 
 def plan_text(resolved: Resolved, loaded: LoadedSettings) -> str:

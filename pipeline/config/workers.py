@@ -8,7 +8,7 @@ from pipeline.config.budget import pages_of
 from pipeline.config.reasons import Reasons
 from pipeline.config.resolved import ImageFacts, MachineFacts
 from pipeline.config.settings import MIB, Codec, Mode, Settings
-from pipeline.memory.sizes import show_size
+from pipeline.memory.sizes import show_count, show_size
 
 MODE_BY_CODEC: Final[dict[Codec, tuple[Mode, ...]]] = {
     # In order of preference; processes need an image that a forked child may read.
@@ -77,7 +77,7 @@ def _auto_mode(
     if workers == 1:
         return "inline", "a single worker gains nothing over none"
     if image.n_pages is not None and image.n_pages <= batch_pages:
-        return "inline", f"{image.n_pages} pages are a single batch"
+        return "inline", f"a single batch holds {show_count(image.n_pages, 'page')}"
     mode = next(m for m in MODE_BY_CODEC[codec] if m != "processes" or image.fork_safe)
     if mode == "processes":
         return mode, f"fastest for {codec}, and forked workers can read the image"
@@ -104,7 +104,8 @@ def choose_workers(
     if image.n_pages is not None:
         n_batches = max(-(-image.n_pages // batch_pages), 1)
         if workers > n_batches:
-            reasons.say("compressor.workers", n_batches, f"{image.n_pages} pages, no more batches")
+            why = f"{show_count(image.n_pages, 'page')}, no more batches"
+            reasons.say("compressor.workers", n_batches, why)
         workers = min(workers, n_batches)
     return workers
 

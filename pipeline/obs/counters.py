@@ -124,6 +124,11 @@ class RunCounters(Struct):
         self.phase = ""
         self._phase_began = now
 
+    def forget_copy(self) -> None:
+        """Nothing is left of what was copied: the target failed."""
+        self.pages_done = self.pages_kept = self.pages_zero = self.pages_missing = 0
+        self.pages_shared = self.pages_raw = self.pages_coded = self.bytes_out = 0
+
     @contextmanager
     def stage_time(self, stage: str) -> Iterator[None]:
         """Book the time of the block on `stage`."""

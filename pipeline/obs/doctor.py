@@ -31,8 +31,8 @@ NEEDED: Final = ("anyio", "msgspec", "numpy", "structlog", "zstandard")
 BY_USE: Final = {
     "aiofiles": "sink.write_mode = aiofiles",
     "isal": "zlib at level 1 and checksums of the network; Python's own are used without it",
-    "cramjam": "snappy",
-    "lzallright": "lzo where liblzo2 is absent",
+    "cramjam": "snappy, and zlib at level 1",
+    "lzallright": "reading lzo, and writing it where liblzo2 is absent",
 }
 
 
@@ -62,8 +62,10 @@ def checks(directory: str, root: Path = Path("/")) -> Iterator[Check]:
     yield from (check_package(name, use) for name, use in BY_USE.items())
     yield check_library("liblzo2.so.2", "lzo by lzallright, which is slower")
     yield from _machine_checks(root)
-    yield check_vmcore(root / "proc/vmcore")
-    yield check_crashkernel(root / "sys/kernel")
+    vmcore = root / "proc/vmcore"
+    yield check_vmcore(vmcore)
+    if not vmcore.exists():  # the capture kernel itself has nothing reserved, and needs nothing
+        yield check_crashkernel(root / "sys/kernel")
     yield check_space(directory)
     yield check_terminal(sys.stderr)
 

@@ -14,9 +14,10 @@ from typing import Final, Literal, TextIO, TypeAlias
 import anyio
 from msgspec.structs import replace
 
-from pipeline.memory.sizes import show_size
+from pipeline.memory.sizes import show_count, show_size
 from pipeline.obs.counters import RunCounters, Snapshot
 from pipeline.obs.log import set_line_clearer
+from pipeline.obs.plain import takes_escapes
 
 Mode: TypeAlias = Literal["auto", "bar", "json", "none"]
 
@@ -29,10 +30,10 @@ _CLEAR: Final = "\r\x1b[K"
 
 
 def shown_mode(mode: Mode, stream: TextIO) -> Literal["bar", "json", "none"]:
-    """`mode` with ``auto`` decided: a bar at a terminal, nothing otherwise."""
+    """`mode` with ``auto`` decided: a bar at a terminal that can redraw it, nothing otherwise."""
     if mode != "auto":
         return mode
-    return "bar" if stream.isatty() else "none"
+    return "bar" if takes_escapes(stream) else "none"
 
 
 class Rate:
@@ -68,7 +69,7 @@ def bar_line(now: Snapshot, rate: Rate, width: int) -> str:
     """One line of at most `width` columns: phase, percent, rate, time left."""
     speed = f"{show_size(rate.pages_per_s * now.page_size)}/s"
     if not now.pages_total:
-        return f"{now.phase:<8} {now.pages_done} pages  {speed}"[:width]
+        return f"{now.phase:<8} {show_count(now.pages_done, 'page')}  {speed}"[:width]
     part = min(now.pages_done / now.pages_total, 1.0)
     done = int(part * _BAR_CELLS)
     bar = "#" * done + "-" * (_BAR_CELLS - done)

@@ -12,6 +12,7 @@ import msgspec
 from pipeline.errors import ConfigError
 from pipeline.flow.channel import ChannelStats
 from pipeline.obs.counters import RunCounters
+from pipeline.obs.plain import json_text
 from pipeline.obs.rss import PeakMemory
 from pipeline.obs.summary import Outcome, keys
 from pipeline.obs.version import own_version
@@ -66,6 +67,8 @@ def check_stats_path(path: str, in_use: Iterable[str] = ()) -> None:
         ConfigError: its folder is missing or not writable, it is no regular file, or it is in use.
     """
     target = Path(path)
+    if not target.name:
+        raise ConfigError("run.stats", repr(path), "is not the name of a file")
     if target.exists() and not target.is_file():
         # The file is replaced as a whole: root would turn /dev/null into one.
         raise ConfigError("run.stats", path, "exists and is not a regular file")
@@ -82,7 +85,7 @@ def write_stats(path: str, stats: Mapping[str, object]) -> None:
     Raises:
         OSError: with the path that could not be written.
     """
-    text = msgspec.json.format(msgspec.json.encode(stats), indent=2) + b"\n"
+    text = json_text(stats)
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:

@@ -6,7 +6,7 @@ from typing import TextIO
 
 from msgspec import Struct
 
-from pipeline.memory.sizes import show_size
+from pipeline.memory.sizes import show_count, show_size
 from pipeline.obs.counters import RunCounters
 from pipeline.obs.log import Format, log_event, shown_format
 from pipeline.obs.plain import printable
@@ -20,11 +20,13 @@ class Outcome(Struct, frozen=True):
         target: where the dump is.
         size_bytes: size of the output as the sink reported it, 0 when unknown.
         complete: False for a dump that is usable but not whole.
+        only_log: there is no dump at all; `target` has the kernel log.
     """
 
     target: str
     size_bytes: int
     complete: bool = True
+    only_log: bool = False
 
 
 def report(
@@ -50,6 +52,7 @@ def keys(counters: RunCounters, outcome: Outcome, memory: PeakMemory) -> dict[st
     return {
         "target": outcome.target,
         "complete": outcome.complete,
+        "only_log": outcome.only_log,
         "pages_in": counters.pages_in,
         "pages_kept": counters.pages_kept,
         "pages_zero": counters.pages_zero,
@@ -70,6 +73,8 @@ def lines(counters: RunCounters, outcome: Outcome, memory: PeakMemory) -> list[s
     """The same for people, most wanted first."""
     size = show_size(outcome.size_bytes or counters.bytes_out)
     head = "dump" if outcome.complete else "INCOMPLETE dump"
+    if outcome.only_log:
+        head = "NO DUMP, only the kernel log"
     phases = ", ".join(f"{name} {spent:.1f} s" for name, spent in counters.phase_seconds.items())
     fill = counters.peak_channel_fill
     out = [
@@ -83,6 +88,8 @@ def lines(counters: RunCounters, outcome: Outcome, memory: PeakMemory) -> list[s
     ratio = _ratio(counters)
     if ratio is not None:
         out[1] += f", 1 byte for every {ratio:.1f} kept"
+    if outcome.only_log:
+        del out[1:3]
     return out
 
 
@@ -91,9 +98,9 @@ def _source_lines(counters: RunCounters) -> list[str]:
     cache = counters.cache
     if not cache.source_requests:
         return []
-    asked = f"{cache.source_requests} requests, {show_size(cache.source_bytes)}"
+    asked = f"{show_count(cache.source_requests, 'request')}, {show_size(cache.source_bytes)}"
     waits = f"waited {cache.waited_s:.1f} s, about {cache.hidden_s:.1f} s hidden"
-    used = f"{cache.prefetches_used} of {cache.prefetches} prefetches used"
+    used = f"prefetches used {cache.prefetches_used} of {cache.prefetches}"
     hits = f"cache hits {cache.hit_ratio * 100:.1f} %"
     return [f"source: {asked}; {waits}; {hits}, {used}"]
 

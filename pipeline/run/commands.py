@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.config.arguments import POLICIES
-from pipeline.errors import EXIT_DONE, EXIT_FAILED, SinkError, UsageError
-from pipeline.memory.sizes import parse_size, show_size
+from pipeline.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from pipeline.memory.sizes import parse_size, show_count, show_size
 from pipeline.obs.log import configure_log
+from pipeline.obs.output import printing
+from pipeline.obs.plain import json_text
 from pipeline.run import assemble
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from pipeline.config.dump_arguments import Given
@@ -39,7 +41,7 @@ def run_plan(request: DumpRequest, loaded: LoadedSettings, as_json: bool) -> int
         facts = assemble.image_facts(image, request, loaded.settings)
     resolved = resolve(loaded.settings, read_machine(), facts)
     show = plan_json if as_json else plan_text
-    with _printing():
+    with printing():
         sys.stdout.write(show(resolved, loaded))
         sys.stdout.flush()
     return EXIT_DONE
@@ -150,14 +152,14 @@ def run_dmesg(source: str) -> int:
     async def show() -> None:
         kernel = await assemble.need_kernel(image)
         async for piece in assemble.inspector("dmesg").read_log(kernel):
-            with _printing():
+            with printing():
                 sys.stdout.buffer.write(piece)
 
     with assemble.opened_source(source) as image:
         try:
             anyio.run(show)
         finally:
-            with _printing():
+            with printing():
                 sys.stdout.flush()
     return EXIT_DONE
 
@@ -168,7 +170,7 @@ def run_trace_record(source: str, out: str) -> int:
 
     with assemble.opened_source(source) as image:
         n_requests = anyio.run(assemble.inspector("trace").record, image, out)
-    _print_lines([f"{n_requests} requests recorded in {out}"])
+    _print_lines([f"{show_count(n_requests, 'request')} recorded in {out}"])
     return EXIT_DONE
 
 
@@ -245,7 +247,8 @@ def run_resume(journal: str, reports: Iterable[Given]) -> int:
 
 def run_keygen(path: str | None) -> int:
     """Make a key to encrypt dumps to."""
-    return int(assemble.crypt().run_keygen(path))
+    with printing():  # of a file it names the errors itself
+        return int(assemble.crypt().run_keygen(path))
 
 
 def run_decrypt(source: str, target: str, identity: str, *, overwrite: bool) -> int:
@@ -264,11 +267,16 @@ def run_demo(directory: str | None) -> int:
 
     demo = assemble.inspector("demo")
     folder = Path(directory or tempfile.mkdtemp(prefix="dumpstream-demo-"))
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--directory: {folder} is not a directory")
     folder.mkdir(parents=True, exist_ok=True)
     image, target = folder / "vmcore", folder / "dump.kdump"
+    for path in (image, target):
+        if path.exists() or path.is_symlink():  # it may be a real one
+            raise UsageError(f"{path}: exists; the demo replaces nothing, name another folder")
     facts = demo.build(image)
     _print_lines([f"built     {image}: Linux {facts.release}, {_size(image)}"])
-    wanted = {"dump.level": 31, "dump.overwrite": True, "run.log_level": "error"}
+    wanted = {"dump.level": 31, "run.log_level": "error"}
     loaded = load_settings(options=[Layer("demo", wanted)])
     configure_log("auto", "error")  # the image has oddities on purpose
     code = run_dump(DumpRequest(str(image), str(target)), loaded)
@@ -287,27 +295,14 @@ def _size(path: Path) -> str:
     return show_size(path.stat().st_size)
 
 
-@contextmanager
-def _printing() -> Iterator[None]:
-    """Names standard output when writing to it fails."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise SinkError(f"standard output: {error.strerror or error}") from error
-
-
 def _print_lines(lines: Iterable[str]) -> None:
-    with _printing():
+    with printing():
         for line in lines:
             sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
 
 def _print_json(value: object) -> None:
-    import msgspec
-
-    with _printing():
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    with printing():
+        sys.stdout.buffer.write(json_text(value))
         sys.stdout.flush()

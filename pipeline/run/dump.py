@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from pipeline.errors import EXIT_DONE, IncompleteDumpError, PageCountError, full_text
+from pipeline.errors import (
+    EXIT_DONE,
+    IncompleteDumpError,
+    OnlyLogError,
+    PageCountError,
+    full_text,
+)
 from pipeline.flow.items import HeadOrder, Receipt
+from pipeline.memory.sizes import show_count
 from pipeline.obs.counters import RunCounters
 from pipeline.obs.log import log_event
 from pipeline.obs.rss import MemorySampler
@@ -71,6 +78,7 @@ def run_dump(request: DumpRequest, loaded: LoadedSettings) -> int:
     from pipeline.config.machine import read_machine
 
     assemble.check_request(request, loaded)
+    assemble.check_standard_output(request)
     counters = RunCounters()
     counters.begin_phase("open")
     with assemble.opened_source(request.source, loaded.settings) as image:
@@ -96,9 +104,10 @@ def _guarded(run: _Run) -> int:
         _report(run, Receipt(left, 0), complete=False)
         raise IncompleteDumpError(full_text(error), left) from error
     if run.only_log:
-        _report(run, receipt, complete=False)
-        left = ", ".join([receipt.target, *run.left_behind])
-        raise IncompleteDumpError("no target took the dump, only the kernel log", left)
+        left = ", ".join(run.left_behind)
+        # An incomplete dump is worth more than the log, and what was counted is about it.
+        _report(run, Receipt(left, 0) if left else receipt, complete=False, only_log=not left)
+        raise OnlyLogError(receipt.target, left)
     reason = _what_is_missing(run)
     _report(run, receipt, complete=reason is None)
     if reason is not None:
@@ -110,7 +119,7 @@ def _what_is_missing(run: _Run) -> str | None:
     """Why a dump that was written to its end is not whole."""
     source, n_missing = run.request.source, run.counters.pages_missing
     if n_missing:
-        return f"{n_missing} pages of {source} could not be read"
+        return f"{show_count(n_missing, 'page')} of {source} could not be read"
     if run.image.info.has_lost_pages:
         return f"{source} has lost pages itself"  # opened_source adds why
     return None
@@ -151,6 +160,8 @@ async def _save_log(run: _Run) -> Receipt:
     """The kernel log alone; the run is not a dump, and says so with its exit code."""
     from pipeline.run.runner import run_flow
 
+    if not run.left_behind:
+        run.counters.forget_copy()
     sink = assemble.make_sink(run.request, run.resolved, run.loaded.settings, only_log=True)
     await sink.open()
     try:
@@ -228,11 +239,11 @@ def _check_books(counters: RunCounters, chosen: FilterResult) -> None:
         )
 
 
-def _report(run: _Run, receipt: Receipt, *, complete: bool) -> None:
+def _report(run: _Run, receipt: Receipt, *, complete: bool, only_log: bool = False) -> None:
     from pipeline.obs.summary import Outcome, report
 
     run.counters.end_phase()
-    outcome = Outcome(receipt.target, receipt.n_bytes, complete)
+    outcome = Outcome(receipt.target, receipt.n_bytes, complete, only_log)
     stats = run.resolved.run.stats
     if stats is not None:
         run.sampler.sample_if_none()

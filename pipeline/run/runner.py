@@ -8,11 +8,11 @@ no task is left that could still fail.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeAlias, TypeVar
 
 import anyio
-from anyio.abc import TaskStatus
 from msgspec import Struct
 
 from pipeline.errors import DumpError, InterruptedRunError, StageError, TornStreamError, first_of
@@ -61,25 +61,40 @@ async def run_watched(
         group.cancel_scope.cancel()
 
     try:
-        async with anyio.create_task_group() as group:
-            await group.start(_watch_signals, name="signals")
-            for companion in companions:
-                group.start_soon(companion, name="companion")
-            group.start_soon(main_job, name="job")
+        with _signals() as signals:
+            async with anyio.create_task_group() as group:
+                group.start_soon(_watch, signals, name="signals")
+                for companion in companions:
+                    group.start_soon(companion, name="companion")
+                group.start_soon(main_job, name="job")
     except BaseExceptionGroup as errors:
-        raise first_of(errors) from None
+        if not results:  # a signal in the very last moment undoes nothing
+            raise first_of(errors) from None
     if failures:
         raise failures[0]
     return results[0]
 
 
-async def _watch_signals(*, task_status: TaskStatus[None]) -> None:
+@contextmanager
+def _signals() -> Iterator[AsyncIterator[signal.Signals]]:
+    """The signals that end a run. Whoever cleans up is not disturbed by a second one: impatient
+    people and supervisors send several, and what is left behind is to be named and kept.
+    """
+    before = {one: signal.getsignal(one) for one in _ENDING}
     # Under nohup, or in the background of a shell script, some are ignored on purpose.
-    ending = [one for one in _ENDING if signal.getsignal(one) is not signal.SIG_IGN]
-    with anyio.open_signal_receiver(*ending) as signals:
-        task_status.started()
-        async for number in signals:
-            raise InterruptedRunError(f"interrupted by {signal.Signals(number).name}")
+    ending = [one for one in _ENDING if before[one] is not signal.SIG_IGN]
+    try:
+        with anyio.open_signal_receiver(*ending) as signals:
+            yield signals
+    finally:
+        for one in ending:
+            if before[one] is not None:  # None: whoever embeds us set it up in C
+                signal.signal(one, before[one])
+
+
+async def _watch(signals: AsyncIterator[signal.Signals]) -> None:
+    async for number in signals:
+        raise InterruptedRunError(f"interrupted by {signal.Signals(number).name}")
 
 
 async def run_flow(flow: Flow) -> Receipt:

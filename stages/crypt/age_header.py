@@ -21,6 +21,7 @@ import hmac
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from pipeline.memory.sizes import show_count
 from stages.crypt.errors import DecryptError
 from stages.crypt.keys import Identity, Recipient
 
@@ -99,8 +100,8 @@ def unwrap(header: bytes, identities: Sequence[Identity]) -> bytes:
                     raise DecryptError("the head was changed: its HMAC is wrong")
                 return file_key
     raise DecryptError(
-        f"is encrypted to {len(stanzas)} recipients, and none of the {len(identities)} keys is "
-        "one of theirs"
+        f"is encrypted to {show_count(len(stanzas), 'recipient')}; "
+        f"tried {show_count(len(identities), 'key')}, none fits"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import DumpError
-from pipeline.memory.sizes import show_size
+from pipeline.memory.sizes import show_count, show_size
 from stages.demo.build import DemoFacts, build_demo_image
 from stages.reader.probe import open_image
 
@@ -47,7 +47,8 @@ def check_page_set(dump: Path, facts: DemoFacts, level: int) -> list[str]:
     for name, wrong in (("missing from", wanted & ~held), ("wrongly in", held & ~wanted)):
         if wrong.any():
             first = int(np.flatnonzero(wrong)[0])
-            problems.append(f"{np.count_nonzero(wrong)} pages {name} the dump, first {first:#x}")
+            pages = show_count(int(np.count_nonzero(wrong)), "page")
+            problems.append(f"{pages} {name} the dump, first {first:#x}")
     return problems
 
 

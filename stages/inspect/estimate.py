@@ -19,7 +19,7 @@ import numpy as np
 from pipeline.errors import UnsupportedError
 from pipeline.flow.items import PageState
 from pipeline.memory.addresses import ByteArray, PfnArray
-from pipeline.memory.sizes import show_size
+from pipeline.memory.sizes import show_count, show_size
 from stages.compressor.kernels import BatchEncoder, make_encoder
 from stages.filter.levels import MAX_LEVEL, DumpLevel, needs_struct_pages
 from stages.filter.stage import FilterResult, filter_image
@@ -89,8 +89,8 @@ class Estimate:
             sizes = " ".join(f"{show_size(one.n_bytes[name]):>11}" for name in codecs)
             yield f"{one.level:>5} {one.n_pages:>12} {sizes}"
         yield (
-            f"about {self.uncertainty:.0%} either way, from {self.n_sampled} pages read; pages "
-            "with the same contents share their bytes, so dumps may be smaller"
+            f"about {self.uncertainty:.0%} either way, from {show_count(self.n_sampled, 'page')} "
+            "read; pages with the same contents share their bytes, so dumps may be smaller"
         )
         if self.missing_codecs:
             yield f"not installed: {', '.join(self.missing_codecs)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import DumpError
-from pipeline.memory.sizes import show_size
+from pipeline.memory.sizes import show_count, show_size
 from stages.cache.pages import CacheOptions, make_cache
 from stages.filter.levels import MAX_LEVEL
 from stages.filter.stage import FilterResult, filter_image
@@ -70,7 +70,7 @@ async def _kernel_facts(kernel: Kernel) -> dict[str, Any]:
         "paging": kernel.layout.form.name,
         "phys_base": kernel.phys_base,
         "kaslr_offset": info.kernel_offset,
-        "page_offset": kernel.page_offset,
+        "page_offset": await kernel.find_page_offset(),
         "crash_time": info.crashtime,
     }
 
@@ -96,10 +96,11 @@ def info_lines(facts: dict[str, Any]) -> list[str]:
     """`facts` for people."""
     pages = facts["pages"]
     size = facts["page_size"]
+    cpus = show_count(facts["cpus"], "CPU")
     out = [
         f"format        {facts['format']}"
         + (f", made by {facts['made_by']}" if facts["made_by"] else ""),
-        f"machine       {facts['machine']}, {facts['cpus']} CPUs, pages of {size} bytes",
+        f"machine       {facts['machine']}, {cpus}, pages of {size} bytes",
     ]
     if facts["dump_level"]:
         out.append(f"dump level    {facts['dump_level']}")
@@ -133,9 +134,8 @@ def _addresses(kernel: dict[str, Any]) -> str:
     said = (
         f"{kernel['paging']}, phys_base {kernel['phys_base']:#x}, KASLR {kernel['kaslr_offset']:#x}"
     )
-    if kernel.get("page_offset") is not None:
-        said += f", direct map at {kernel['page_offset']:#x}"
-    return said
+    start = kernel["page_offset"]
+    return said + (", direct map not found" if start is None else f", direct map at {start:#x}")
 
 
 def _class_lines(pages: dict[str, Any], size: int) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from stages.reader.image import Image
 from stages.translator.explain import Walk, WalkStep
 from stages.translator.kernel import Kernel
 
+_HEXADECIMAL: Final = re.compile(r"(0[xX])?[0-9a-fA-F]+")
+
 
 def parse_address(text: str) -> int:
     """A hexadecimal address, with or without 0x.
@@ -21,11 +24,10 @@ def parse_address(text: str) -> int:
     Raises:
         UsageError: not hexadecimal, or more than 64 bits.
     """
-    try:
-        address = int(text, 16)
-    except ValueError:
-        raise UsageError(f"{text!r} is not a hexadecimal address") from None
-    if not 0 <= address < ADDRESS_LIMIT:
+    if not _HEXADECIMAL.fullmatch(text):  # int() would take 1_0, too
+        raise UsageError(f"{text!r} is not a hexadecimal address")
+    address = int(text, 16)
+    if address >= ADDRESS_LIMIT:
         raise UsageError(f"{text!r} is not a 64-bit address")
     return address
 

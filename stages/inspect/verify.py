@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.flow.items import PageState
 from pipeline.memory.addresses import ByteArray, PfnArray
+from pipeline.memory.sizes import show_count
 from stages.reader.image import Image
 
 _BATCH_PAGES: Final = 1024
@@ -50,12 +51,13 @@ class Findings:
         """For people."""
         yield from self.problems
         if self.n_problems > len(self.problems):
-            yield f"... and {self.n_problems - len(self.problems)} more problems"
+            n_more = self.n_problems - len(self.problems)
+            yield f"... and {show_count(n_more, 'more problem')}"
         yield from self.notes
         verdict = "ok" if self.ok else "NOT OK"
         yield (
-            f"{verdict}: {self.n_good} of {self.n_pages} pages good, {self.n_zero} of them zero, "
-            f"{self.n_problems} problems"
+            f"{verdict}: {self.n_good} of {show_count(self.n_pages, 'page')} good, "
+            f"{self.n_zero} of them zero, {show_count(self.n_problems, 'problem')}"
         )
 
 
@@ -90,11 +92,13 @@ def _check_identity(dump: Image, source: Image, found: Findings) -> None:
     extra = dump.ram.subtract(source.ram)
     if extra.n_pages:
         first = int(extra.starts[0])
-        found.add(f"{extra.n_pages} pages of the dump are not in the source, first {first:#x}")
+        pages = show_count(extra.n_pages, "page")
+        found.add(f"not in the source: {pages} of the dump, first {first:#x}")
     absent = source.ram.subtract(dump.ram)
     if absent.n_pages:
         # RAM above the last struct page is left out, as makedumpfile leaves it out.
-        found.notes.append(f"{absent.n_pages} pages of the source are unknown to the dump")
+        pages = show_count(absent.n_pages, "page")
+        found.notes.append(f"unknown to the dump: {pages} of the source")
 
 
 def _batches(dump: Image) -> Iterator[PfnArray]:
@@ -124,7 +128,7 @@ def _check_batch(
             found.add(f"page {pfn:#x} differs from the source")
         n_gone = int(np.count_nonzero(good & ~readable))
         if n_gone:
-            found.notes.append(f"{n_gone} pages can't be read in the source")
+            found.notes.append(f"{show_count(n_gone, 'page')} can't be read in the source")
         good &= equal | ~readable
     found.n_pages += len(pfns)
     found.n_good += int(np.count_nonzero(good))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import anyio
 
 from pipeline.errors import FormatError, first_of
-from pipeline.memory.sizes import show_size
+from pipeline.memory.sizes import show_count, show_size
 from stages.sink.digest import Piece
 from stages.sink.manifest import Manifest, parse_manifest, wrong_pieces
 from stages.sink.read_back import choose_samples
@@ -54,7 +54,7 @@ class StoredFindings:
         """For people."""
         yield from self.problems[:_MAX_LISTED]
         if len(self.problems) > _MAX_LISTED:
-            yield f"... and {len(self.problems) - _MAX_LISTED} more problems"
+            yield f"... and {show_count(len(self.problems) - _MAX_LISTED, 'more problem')}"
         yield from self.notes
         verdict = f"ok, {self.proof}" if self.ok else "NOT OK"
         yield (
@@ -115,7 +115,8 @@ class _Check:
         elif not proof:
             samples = choose_samples(manifest.pieces(), "samples")
             await self._read(samples)
-            proof = f"{len(samples)} of {len(manifest.pieces())} pieces read and hashed"
+            pieces = show_count(len(manifest.pieces()), "piece")
+            proof = f"{len(samples)} of {pieces} read and hashed"
             found.notes.append("the store keeps no checksums; --full reads every byte")
         found.proof = proof
 

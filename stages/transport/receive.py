@@ -75,10 +75,14 @@ def run_receive(request: ReceiveRequest) -> int:
     async def run() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(_stop_on_signal, group.cancel_scope)
-            await serve(listen, Path(request.target), limits, tls, on_listening=_say_listening)
+            await serve(listen, Path(request.target), limits, tls, on_listening=listening)
 
-    if tls is None:
-        log_event("receiver_open_to_all", "warning", why="no --tls-cert: whoever connects may send")
+    def listening(host: str, port: int) -> None:
+        if tls is None:
+            why = "no --tls-cert: whoever connects may send"
+            log_event("receiver_open_to_all", "warning", why=why)
+        _say_listening(host, port)
+
     try:
         anyio.run(run)
     except BaseExceptionGroup as group:

@@ -17,6 +17,7 @@ import anyio.to_thread
 from anyio.abc import ByteStream, SocketAttribute, SocketStream
 
 from pipeline.errors import DumpError, SinkError, first_of
+from pipeline.memory.sizes import show_count
 from pipeline.obs.log import log_event
 from pipeline.obs.plain import one_line
 from stages.sink.throttle import TokenBucket
@@ -199,10 +200,8 @@ class Receiver:
             if name in self._active:
                 raise RefusedError(f"{name}: another connection has it", retry=True)
             if len(self._active) >= self._limits.max_dumps:
-                raise RefusedError(
-                    f"{len(self._active)} dumps are being received, which is this receiver's limit",
-                    retry=True,
-                )
+                dumps = show_count(self._limits.max_dumps, "dump")
+                raise RefusedError(f"this receiver takes {dumps} at once, no more", retry=True)
             store = await anyio.to_thread.run_sync(self._admit, hello, peer)
             if store is not None:
                 active = self._active[store.name] = _Active(peer)

@@ -17,6 +17,7 @@ import msgspec
 
 from pipeline.errors import DumpError
 from pipeline.flow.items import ChunkKind
+from pipeline.memory.sizes import show_count
 from stages.sink.manifest import parse_manifest
 from stages.transport.cursors import Cursors
 from stages.transport.errors import ProtocolError, RefusedError
@@ -164,7 +165,7 @@ class UploadStore:
         most_chunks = self._limits.max_chunks(self._cursors.n_bytes)
         if end > self._limits.max_bytes or frame.seq >= most_chunks:
             raise RefusedError(
-                f"{end} bytes in {frame.seq + 1} chunks; this receiver takes "
+                f"{end} bytes in {show_count(frame.seq + 1, 'chunk')}; this receiver takes "
                 f"{self._limits.max_bytes} bytes"
             )
         self._cursors.advance(frame.kind, frame.offset, len(frame.data))
@@ -219,7 +220,7 @@ class UploadStore:
             raise ProtocolError("a trailer before the outline")
         trailer = end.trailer
         if trailer.n_chunks != self.position:
-            raise RefusedError(f"{self.position} chunks are here of {trailer.n_chunks}")
+            raise RefusedError(f"of {trailer.n_chunks} chunks {self.position} came")
         self._cursors.finish()
         self._catch_up(self._hasher)
         try:

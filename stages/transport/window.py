@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 
 from pipeline.flow.items import ChunkKind
+from pipeline.memory.sizes import show_count
 from stages.transport.errors import ProtocolError, RefusedError
 from stages.transport.frames import checksum
 from stages.transport.messages import Ack, ChunkFrame, Same, Welcome
@@ -69,8 +70,8 @@ class SendWindow:
         """
         if welcome.position < self._first:
             raise RefusedError(
-                f"the receiver has {welcome.position} chunks of {self._first} that it had "
-                "acknowledged: it lost data; make the dump again"
+                f"the receiver has {welcome.position} of the {show_count(self._first, 'chunk')} "
+                "that it had acknowledged: it lost data; make the dump again"
             )
         self._position = welcome.position
         if self._full_from is not None and welcome.position > self._full_from:

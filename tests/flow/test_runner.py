@@ -149,6 +149,41 @@ async def test_signal_ends_the_run_with_one_error() -> None:
     assert stopped == ["job"]
 
 
+async def test_second_signal_leaves_the_clean_up_alone() -> None:
+    """timeout(1) sends each signal twice; afterwards they mean what they meant before."""
+    cleaned: list[str] = []
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+
+    async def job() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGHUP)
+                await anyio.sleep(0.05)
+            cleaned.append("job")
+
+    with pytest.raises(InterruptedRunError, match="SIGTERM"):
+        await run_watched(job)
+
+    assert cleaned == ["job"]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+
+
+async def test_signal_that_comes_too_late() -> None:
+    """A job that ended well all the same has done what it was to do, and nobody is told else."""
+
+    async def job() -> int:
+        with anyio.CancelScope(shield=True):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await anyio.sleep(0.05)
+        return 7
+
+    assert await run_watched(job) == 7
+
+
 async def test_companions_are_cancelled_at_the_end() -> None:
     """Progress and the like never keep a finished run alive."""
 

@@ -22,7 +22,7 @@ def check_partial(partial: Path, source: Path, n_least: int) -> None:
     assert head.status & Status.INCOMPLETE
     said = call("verify", partial, "--against", source).out
     assert "marked incomplete by its writer" in said
-    assert ", 1 problems" in said, said
+    assert ", 1 problem" in said, said
     image = open_image(str(partial))
     n_pages = image.saved.n_pages
     image.close()

@@ -102,9 +102,11 @@ def test_last_resort_is_the_kernel_log(image: Path, tmp_path: Path) -> None:
         f'[[targets]]\nurl = "{tmp_path}/log"\nwhat = "dmesg"\n'
     )
 
-    run("dump", "--config", str(config), str(image), "tcp://127.0.0.1:1/x", wanted=3)
+    done = run("dump", "--config", str(config), str(image), "tcp://127.0.0.1:1/x", wanted=3)
 
     assert (tmp_path / "log").read_text() == run("dmesg", str(image)).stdout
+    error = done.stderr.splitlines()[-1]
+    assert error.endswith(f"no target took the dump, only the kernel log is there: {tmp_path}/log")
 
 
 def test_wrong_target_table_is_refused(image: Path, tmp_path: Path) -> None:

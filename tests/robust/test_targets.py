@@ -269,6 +269,17 @@ class TestRaces:
         assert left_in(target.parent) == ["dump"]
 
 
+@pytest.mark.parametrize("name", ["vmcore", "dump.kdump"])
+def test_demo_replaces_nothing(name: str, tmp_path: Path) -> None:
+    """Where the demo is sent there may be a real vmcore."""
+    (tmp_path / name).write_bytes(OLD)
+
+    run("demo", "--directory", tmp_path).failed(2, f"{tmp_path / name}: exists; the demo replaces")
+
+    assert (tmp_path / name).read_bytes() == OLD
+    assert left_in(tmp_path) == [name]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_read_only_directory(demo: DemoFacts, target: Path) -> None:
     """A directory that may not be written to is named before the image is read."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
 from pathlib import Path
@@ -33,7 +35,9 @@ WORDS: list[tuple[list[str], str]] = [
     (["--config", "/"], "Is a directory"),
     (["--profile", "fast"], "no profile 'fast'"),
     (["--stats", "/nonexistent/run.json"], "its directory is missing or not writable"),
-    (["--stats", "/"], "run.stats"),
+    (["--stats", "/"], "run.stats: '/': is not the name of a file"),
+    (["--set", "run.stats="], "run.stats: '': is not the name of a file"),
+    (["--set", "cache.block=1"], "a size from 4.0 KiB to 16.0 MiB (such as 16MiB)"),
 ]
 
 
@@ -120,6 +124,74 @@ def test_address_that_is_none(demo: DemoFacts) -> None:
 def test_target_that_nobody_serves(demo: DemoFacts) -> None:
     """A URL of an unknown kind; the known ones are listed."""
     call("dump", demo.path, "gopher://host/dump").failed(2, "gopher:// is not a target", "s3://")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["dump", "", "x"], "argument SOURCE: is empty"),
+        (["dump", "x", ""], "argument TARGET: is empty"),
+        (["dump", "x", "y", ""], "argument TARGET: is empty"),
+        (["dump", "--config", "", "x", "y"], "argument --config: is empty"),
+        (["verify", "x", "--against", ""], "argument --against: is empty"),
+        (["estimate", "x", ""], "argument TARGET: is empty"),
+        (["trace", "record", "x", ""], "argument FILE: is empty"),
+        (["resume", ""], "argument JOURNAL: is empty"),
+        (["keygen", ""], "argument FILE: is empty"),
+        (["receive", "--listen", "127.0.0.1:0", ""], "argument DIR: is empty"),
+        (["demo", "--directory", ""], "argument --directory: is empty"),
+    ],
+)
+def test_empty_names(words: list[str], said: str) -> None:
+    """What an unset variable of a script leaves is no name of anything, least of all of ``.``."""
+    call(*words).failed(2, said)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dump", "--stats", "-", "x", "y"],
+        ["trace", "record", "x", "-"],
+        ["keygen", "-"],
+        ["decrypt", "--identity", "x", "y", "-"],
+    ],
+)
+def test_dash_where_a_file_is_written(words: list[str], tmp_path: Path) -> None:
+    """Nobody who writes ``-`` means a file of that name."""
+    with contextlib.chdir(tmp_path):
+        call(*words).failed(2, "takes a file, not -")
+
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["info", "dump", "doctor"])
+def test_help_that_is_named(command: str) -> None:
+    """Of the command whose option is unknown, not of the program."""
+    said = call(command, "x", "y", "z", "--frobnicate").failed(2)
+
+    assert said.endswith(f"(`dumpstream {command} --help` tells more)")
+
+
+def test_demo_in_a_file(tmp_path: Path) -> None:
+    """A file is no folder."""
+    file = tmp_path / "file"
+    file.touch()
+
+    call("demo", "--directory", file).failed(2, f"{file} is not a directory")
+
+
+def test_odd_bytes_in_json(demo: DemoFacts, target: Path) -> None:
+    """A name that is no text costs neither the statistics nor an answer, and is found in both."""
+    odd = Path(os.fsdecode(os.fsencode(target) + b"\xff"))
+    stats = odd.with_suffix(".json")
+
+    run("dump", "--stats", stats, demo.path, odd).succeeded()
+    facts = json.loads(run("info", "--json", odd).succeeded().out)
+    planned = json.loads(run("plan", "--json", "--stats", stats, odd, "x").succeeded().out)
+
+    assert facts["path"] == str(odd)
+    assert json.loads(stats.read_bytes())["target"] == str(odd)
+    assert planned["settings"]["run.stats"]["value"] == str(stats)
 
 
 def test_names_with_odd_bytes(demo: DemoFacts, tmp_path: Path) -> None:

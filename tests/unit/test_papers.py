@@ -13,7 +13,9 @@ import pytest
 from msgspec import Struct
 
 from pipeline.config.arguments import make_parser
-from pipeline.config.settings import Settings
+from pipeline.config.schema import describe, is_size, sections, value_of
+from pipeline.config.settings import NETWORK_SECTIONS, Settings
+from pipeline.memory.sizes import show_size
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -118,6 +120,32 @@ def test_settings_paper_has_every_setting() -> None:
 
     assert len(names) > 20
     assert [name for name in names if f"`{name}`" not in paper] == []
+
+
+def default_of(key: str) -> str:
+    value = value_of(Settings(), key)
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return show_size(value) if is_size(key) and isinstance(value, int) and value else str(value)
+
+
+def test_targets_paper_has_every_setting_as_it_is() -> None:
+    """docs/targets.md has those of targets, with the values they take and their defaults."""
+    rows = re.findall(
+        r"^\| `([a-z0-9]+\.[a-z0-9_]+)` \| (.+?) \| (.*?) \| ",
+        text_of(ROOT / "docs/targets.md"),
+        re.MULTILINE,
+    )
+    wanted = [
+        (f"{section}.{name}", describe(kind), default_of(f"{section}.{name}"))
+        for section in NETWORK_SECTIONS
+        for name, kind in sections()[section].items()
+    ]
+
+    assert len(wanted) > 30
+    assert sorted(rows) == sorted(wanted)
 
 
 @pytest.mark.parametrize("paper", PAPERS, ids=label)

@@ -20,6 +20,7 @@ from pipeline.run.assemble.commands import (
 )
 from pipeline.run.assemble.delivery import (
     check_request,
+    check_standard_output,
     deliver,
     final_receipt,
     make_sink,
@@ -46,6 +47,7 @@ from pipeline.run.assemble.source import (
 __all__ = [
     "book_cache",
     "check_request",
+    "check_standard_output",
     "crypt",
     "deliver",
     "describe_run",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
@@ -44,6 +45,18 @@ def check_request(request: DumpRequest, loaded: LoadedSettings) -> None:
             raise
         except DumpError as error:
             raise UsageError(str(error)) from error
+
+
+def check_standard_output(request: DumpRequest) -> None:
+    """Refuse a dump for a terminal, before the image is looked at.
+
+    Raises:
+        UsageError: standard output is a target, and a terminal.
+    """
+    if STDOUT in request.targets:
+        from stages.sink.flattened import refuse_terminal
+
+        refuse_terminal(sys.stdout.fileno())
 
 
 def _check_stats(request: DumpRequest, loaded: LoadedSettings) -> None:

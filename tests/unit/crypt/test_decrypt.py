@@ -73,7 +73,7 @@ def test_opens_what_age_writes(tmp_path: Path, identity: Identity, size: int) ->
 
 def test_wrong_key(sealed: Path) -> None:
     """A stranger's key is told apart from damage."""
-    assert "none of the 1 keys" in refused(sealed, new_identity())
+    assert "tried 1 key, none fits" in refused(sealed, new_identity())
 
 
 @pytest.mark.parametrize("at", [-1, -5_000, -SEALED, -2 * SEALED, 400, 5_000, 90_000])

@@ -19,7 +19,9 @@ class TestAddresses:
         """Hexadecimal, with 0x or without, in any case."""
         assert parse_address(text) == 0xFFFFFFFF81000000
 
-    @pytest.mark.parametrize("text", ["", "init_task", "-1", "1ffffffffffffffff", "0x"])
+    @pytest.mark.parametrize(
+        "text", ["", "init_task", "-1", "1ffffffffffffffff", "0x", "1_0", " 1"]
+    )
     def test_nonsense(self, text: str) -> None:
         """Anything else is the user's mistake, and quoted back."""
         with pytest.raises(UsageError, match="address"):

@@ -103,6 +103,17 @@ class TestMachine:
         assert "100.0 MiB would be safe" in found["memory"].said
         assert found["crashkernel"].status == "warn"
 
+    @pytest.mark.parametrize("is_capture", [True, False])
+    def test_capture_kernel_needs_none_of_its_own(self, is_capture: bool, tmp_path: Path) -> None:
+        """Where /proc/vmcore is, nobody has to be told that there will be none."""
+        (tmp_path / "proc").mkdir()
+        if is_capture:
+            (tmp_path / "proc/vmcore").touch()
+
+        names = [check.name for check in doctor.checks(str(tmp_path), tmp_path)]
+
+        assert ("crashkernel" in names) != is_capture
+
 
 class TestReport:
     def test_one_line_for_each_check(self, tmp_path: Path) -> None:

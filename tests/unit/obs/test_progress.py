@@ -168,13 +168,21 @@ class TestRate:
 
 
 class TestMode:
-    def test_auto(self, tmp_path: Path) -> None:
+    def test_auto(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A bar at a terminal, nothing in a file; what was asked for is kept."""
+        monkeypatch.setenv("TERM", "vt100")
         with open_terminal() as terminal, (tmp_path / "log").open("w") as file:
             assert shown_mode("auto", terminal.stream) == "bar"
             assert shown_mode("auto", file) == "none"
             assert shown_mode("json", terminal.stream) == "json"
             assert shown_mode("bar", file) == "bar"
+
+    def test_dumb_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where a line cannot be drawn anew there is no bar, unless it is asked for."""
+        monkeypatch.setenv("TERM", "dumb")
+        with open_terminal() as terminal:
+            assert shown_mode("auto", terminal.stream) == "none"
+            assert shown_mode("bar", terminal.stream) == "bar"
 
     async def test_none_writes_nothing(self, tmp_path: Path) -> None:
         """The task ends at once and leaves the stream alone."""

@@ -66,6 +66,18 @@ def test_incomplete_dump_is_no_finished_one() -> None:
     assert shown.startswith("INCOMPLETE dump: x.partial\\x1b ")
 
 
+def test_kernel_log_is_no_dump() -> None:
+    """Where no dump could be made nobody reads of pages that are in it."""
+    outcome = Outcome("dmesg.txt", 700, complete=False, only_log=True)
+
+    with open_terminal() as terminal:
+        report(counters(), outcome, MEMORY, "auto", terminal.stream)
+        shown = terminal.read()
+
+    assert shown.startswith("NO DUMP, only the kernel log: dmesg.txt (700 B)")
+    assert "pages" not in shown
+
+
 def test_stopped_terminal() -> None:
     """A terminal that takes nothing costs the summary only."""
     with open_terminal() as terminal:

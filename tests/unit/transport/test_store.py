@@ -241,7 +241,7 @@ def test_trailers_that_do_not_fit(folder: int) -> None:
     short = Trailer(size=1, n_chunks=5, digest=good.trailer.digest)
     for wrong, why in [
         (trailer(chunks=changed), "digests differ"),
-        (TrailerFrame(short, good.manifest), "6 chunks are here of 5"),
+        (TrailerFrame(short, good.manifest), "of 5 chunks 6 came"),
         (trailer(name="other"), "of another dump"),
         (TrailerFrame(good.trailer, b"{}"), "manifest"),
         (TrailerFrame(good.trailer, b"\0" * 100), "manifest"),
