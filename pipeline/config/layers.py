@@ -148,7 +148,7 @@ def profile_layer(name: str) -> Layer:
     if name == DEFAULT_PROFILE:
         return Layer(BUILT_IN, {})  # nothing shipped beside the code, as in a zip file
     known = profile_names()
-    problem = f"no profile {name!r}{near(name, known)}; there are {', '.join(known) or 'none'}"
+    problem = f"no such profile{near(name, known)}; there are {', '.join(known) or 'none'}"
     raise ConfigError("--profile", name, problem)
 
 
@@ -162,12 +162,12 @@ def file_layer(path: Path, shown: str) -> Layer:
         with path.open("rb") as file:
             text = file.read(_MAX_FILE_BYTES + 1)
         if len(text) > _MAX_FILE_BYTES:
-            raise ConfigError(shown, "file", f"larger than {_MAX_FILE_BYTES} bytes")
+            raise ConfigError(shown, "no settings", f"larger than {_MAX_FILE_BYTES} bytes")
         tables = tomllib.loads(text.decode("utf-8"))
     except OSError as error:
-        raise ConfigError(shown, "file", error.strerror or str(error)) from error
+        raise ConfigError(shown, "cannot be read", error.strerror or str(error)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(shown, "file", f"not TOML: {error}") from error
+        raise ConfigError(shown, "not TOML", str(error)) from error
     return Layer(shown, dict(_flatten(shown, tables)))
 
 

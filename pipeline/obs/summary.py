@@ -18,7 +18,8 @@ class Outcome(Struct, frozen=True):
 
     Attributes:
         target: where the dump is.
-        size_bytes: size of the output as the sink reported it, 0 when unknown.
+        size_bytes: size of the output as the sink reported it, 0 when unknown: the run ended early,
+            and part of what was counted may not have reached the target.
         complete: False for a dump that is usable but not whole.
         only_log: there is no dump at all; `target` has the kernel log.
     """
@@ -72,14 +73,15 @@ def keys(counters: RunCounters, outcome: Outcome, memory: PeakMemory) -> dict[st
 def lines(counters: RunCounters, outcome: Outcome, memory: PeakMemory) -> list[str]:
     """The same for people, most wanted first."""
     size = show_size(outcome.size_bytes or counters.bytes_out)
+    most = "" if outcome.complete or outcome.size_bytes else "at most "
     head = "dump" if outcome.complete else "INCOMPLETE dump"
     if outcome.only_log:
         head = "NO DUMP, only the kernel log"
     phases = ", ".join(f"{name} {spent:.1f} s" for name, spent in counters.phase_seconds.items())
     fill = counters.peak_channel_fill
     out = [
-        f"{head}: {printable(outcome.target)} ({size})",
-        f"pages: {_kept(counters)}",
+        f"{head}: {printable(outcome.target)} ({most}{size})",
+        f"pages: {most}{_kept(counters)}",
         f"excluded: {_classes(counters.excluded)}",
         f"time: {counters.elapsed_s:.1f} s{f' ({phases})' if phases else ''}",
         f"memory: {show_size(memory.total)} at most, fullest channel {fill * 100:.0f} %",

@@ -188,8 +188,10 @@ class ProcessPool:
             slot.input[: batch.n_pages] = pages
         try:
             worker.link.send(_JOB.pack(slot.index, batch.n_pages, pages is not None))
-        except OSError:
+        except ConnectionError:
             raise WorkerDiedError(self._obituary(worker)) from None
+        except OSError as error:  # it lives, and would be waited for
+            raise WorkerDiedError(f"worker process {worker.pid}: {error.strerror}") from error
 
     def worker_seconds(self) -> float:
         return self._seconds

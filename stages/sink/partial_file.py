@@ -53,6 +53,7 @@ class PartialFile:
             self.fd = os.open(self.partial, flags, _PRIVATE)
             os.fchmod(self.fd, _PRIVATE)
         except OSError as error:
+            self.discard()
             raise self.failure(error) from error
 
     def would_replace(self, other: str) -> bool:

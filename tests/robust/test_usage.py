@@ -31,9 +31,9 @@ WORDS: list[tuple[list[str], str]] = [
     (["--set", "compressor.mode=fast"], "compressor.mode: expected 'inline'"),
     (["--set", "sink.fsync=perhaps"], "sink.fsync: expected true or false"),
     (["--set", "filter.window_bytes=99TiB"], "filter.window_bytes: expected a size"),
-    (["--config", "/nonexistent.toml"], "/nonexistent.toml: file: No such file or directory"),
+    (["--config", "/nonexistent.toml"], "/nonexistent.toml: cannot be read: No such file"),
     (["--config", "/"], "Is a directory"),
-    (["--profile", "fast"], "no profile 'fast'"),
+    (["--profile", "fast"], "--profile: fast: no such profile"),
     (["--stats", "/nonexistent/run.json"], "its directory is missing or not writable"),
     (["--stats", "/"], "run.stats: '/': is not the name of a file"),
     (["--set", "run.stats="], "run.stats: '': is not the name of a file"),
@@ -123,7 +123,9 @@ def test_address_that_is_none(demo: DemoFacts) -> None:
 
 def test_target_that_nobody_serves(demo: DemoFacts) -> None:
     """A URL of an unknown kind; the known ones are listed."""
-    call("dump", demo.path, "gopher://host/dump").failed(2, "gopher:// is not a target", "s3://")
+    for command in ("dump", "estimate"):
+        done = call(command, demo.path, "gopher://host/dump")
+        done.failed(2, "gopher:// is not a target", "s3://")
 
 
 @pytest.mark.parametrize(

@@ -268,10 +268,18 @@ class TestProcesses:
 
     async def test_no_worker_outlives_the_pool(self) -> None:
         """Leaving the pool reaps every worker, also ones in the middle of a batch."""
-        image = MemoryImage(CAPACITY)
-        with compressor("processes", image) as (_, pool):
+        inbox, outbox = Batches("in", 1 << 20), Coded("out", 1 << 20)
+        with compressor("processes", MemoryImage(8 * CAPACITY)) as (stage, pool):
             assert isinstance(pool, ProcessPool)
             pids = pool.pids
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            async with anyio.create_task_group() as group:
+                group.start_soon(stage.run, inbox, outbox)
+                for seq in range(4):
+                    await inbox.send(batch(seq))
+                await wait_all_tasks_blocked()
+                group.cancel_scope.cancel()
 
         for pid in pids:
             with pytest.raises(ProcessLookupError):

@@ -79,6 +79,20 @@ class TestClaim:
             PartialFile(path, overwrite=True, fsync=False)
 
 
+def test_file_that_cannot_be_made_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left of it."""
+
+    def refuse(fd: int, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+
+    with pytest.raises(SinkError, match="not permitted"):
+        claimed(tmp_path / "dump")
+
+    assert names(tmp_path) == []
+
+
 class TestCommit:
     @pytest.mark.parametrize("fsync", [True, False])
     def test_gives_the_name(self, fsync: bool, tmp_path: Path) -> None:
