@@ -105,10 +105,8 @@ def run_estimate(source: str, target: str | None, as_json: bool) -> int:
     from pipeline.config.auto import LEVELS
     from pipeline.config.layers import load_settings
 
-    if target is not None and "://" in target:
-        from stages.sink.targets import require_scheme
-
-        require_scheme(target)
+    if target is not None:
+        assemble.check_target(target)
     settings = load_settings(environ=os.environ).settings
     codec_levels = {codec: auto for codec, (_, _, auto) in LEVELS.items()}
 

@@ -21,6 +21,7 @@ from pipeline.run.assemble.commands import (
 from pipeline.run.assemble.delivery import (
     check_request,
     check_standard_output,
+    check_target,
     deliver,
     final_receipt,
     make_sink,
@@ -48,6 +49,7 @@ __all__ = [
     "book_cache",
     "check_request",
     "check_standard_output",
+    "check_target",
     "crypt",
     "deliver",
     "describe_run",

@@ -71,6 +71,16 @@ def _check_stats(request: DumpRequest, loaded: LoadedSettings) -> None:
     check_stats_path(settings.run.stats, in_use)
 
 
+def check_target(target: str) -> None:
+    """Raises:
+    UsageError: `target` is a URL that nobody serves.
+    """
+    if "://" in target:
+        from stages.sink.targets import require_scheme
+
+        require_scheme(target)
+
+
 def _check_targets(request: DumpRequest, loaded: LoadedSettings) -> None:
     entries = loaded.settings.targets
     urls = [url for url in (*request.targets, *(each.url for each in entries)) if "://" in url]
