@@ -24,7 +24,8 @@ class PeakMemory(Struct, frozen=True):
     Attributes:
         self_rss: most that the main process had resident.
         children_rss: most that any one worker had resident, of those that have ended.
-        total_pss: most that all processes together had at a moment when it was sampled.
+        total_pss: most that all processes together had at a moment when it was sampled; None for
+            a run that was over before it was, too.
     """
 
     self_rss: int

@@ -84,7 +84,7 @@ def lines(counters: RunCounters, outcome: Outcome, memory: PeakMemory) -> list[s
         f"pages: {most}{_kept(counters)}",
         f"excluded: {_classes(counters.excluded)}",
         f"time: {counters.elapsed_s:.1f} s{f' ({phases})' if phases else ''}",
-        f"memory: {show_size(memory.total)} at most, fullest channel {fill * 100:.0f} %",
+        f"memory: {_memory(memory)}, fullest channel {fill * 100:.0f} %",
     ]
     out += _source_lines(counters)
     ratio = _ratio(counters)
@@ -93,6 +93,12 @@ def lines(counters: RunCounters, outcome: Outcome, memory: PeakMemory) -> list[s
     if outcome.only_log:
         del out[1:3]
     return out
+
+
+def _memory(memory: PeakMemory) -> str:
+    """Of a run that was too short to be looked at, only the main process is known."""
+    where = "" if memory.total_pss is not None else " in the main process"
+    return f"{show_size(memory.total)}{where} at most"
 
 
 def _source_lines(counters: RunCounters) -> list[str]:

@@ -50,6 +50,16 @@ def test_one_event_elsewhere() -> None:
     assert event["peak_memory_bytes"] == 90 << 20
 
 
+def test_short_run_speaks_of_the_process_it_knows() -> None:
+    """Without a sample of all processes the figure is the main one's, and is called that."""
+    with open_terminal() as terminal:
+        memory = PeakMemory(50 << 20, 20 << 20, None)
+        report(counters(), Outcome("x", 1), memory, "auto", terminal.stream)
+        shown = terminal.read()
+
+    assert "memory: 50.0 MiB in the main process at most, " in shown
+
+
 def test_incomplete_dump_is_no_finished_one() -> None:
     """A dump that is not whole says so in its event, its level, and its line."""
     stream = io.StringIO()
